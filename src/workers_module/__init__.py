@@ -1,0 +1,3 @@
+"""Background jobs."""
+
+__version__ = "0.1.0"
