@@ -1,8 +1,25 @@
-"""The only place that asks what time it is: milliseconds since the epoch, UTC."""
+"""The only place that asks what time it is, and the one reading of spans of time.
 
+Instants are milliseconds since the epoch, UTC; spans are `Duration` in public and whole milliseconds inside.
+"""
+
+import re
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+
+from workers_module.errors import ConfigurationError
+
+Duration = timedelta | str
+"""A span of time in public signatures.
+
+``timedelta(seconds=30)`` or ``"500ms"``, ``"30s"``, ``"5m"``, ``"2h"``, ``"1d"``, ``"1w"``.
+"""
+
+_UNITS = {"ms": 1, "s": 1_000, "m": 60_000, "min": 60_000, "h": 3_600_000, "d": 86_400_000, "w": 604_800_000}
+_SPELLING = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-z]+)\s*")
+MAX_MS = 2**53 - 1
+"""The largest count of milliseconds that every reader of the stored data keeps exactly."""
 
 
 class Clock:
@@ -73,3 +90,37 @@ def to_datetime(ms: int) -> datetime:
 def span_ms(span: timedelta) -> int:
     """Return a span of time in whole milliseconds, rounded up, so that nothing starts early."""
     return -(-span // timedelta(milliseconds=1))
+
+
+def duration_ms(value: Duration, what: str = "duration") -> int:
+    """Return a duration in whole milliseconds, rounded up.
+
+    Args:
+        value: A `timedelta`, or text such as ``"1.5s"`` or ``"5m"``.
+        what: What the error message calls it.
+
+    Raises:
+        ConfigurationError: A bare number (guides mean milliseconds and Python people mean seconds), a text that is no
+            duration, a negative span, or one over 2^53 milliseconds.
+    """
+    if isinstance(value, timedelta):
+        ms = span_ms(value)
+    elif isinstance(value, str):
+        match = _SPELLING.fullmatch(value)
+        unit = _UNITS.get(match[2]) if match else None
+        if match is None or unit is None:
+            if value.strip().lstrip("+-").replace(".", "", 1).isdigit():
+                raise ConfigurationError(_bare(what, value.strip()))
+            raise ConfigurationError(f"{what}: {value!r} is not a duration; write '500ms', '30s', '5m', '2h' or '1d'")
+        ms = -int(-float(match[1]) * unit // 1) if "." in match[1] else int(match[1]) * unit
+    else:
+        raise ConfigurationError(_bare(what, value))
+    if ms < 0:
+        raise ConfigurationError(f"{what}: {value!r} is negative")
+    if ms > MAX_MS:
+        raise ConfigurationError(f"{what}: {value!r} is more than 2^53 milliseconds")
+    return ms
+
+
+def _bare(what: str, value: object) -> str:
+    return f"{what}: {value!r} has no unit; write '{value}s' or '{value}ms', or a timedelta"

@@ -1,0 +1,79 @@
+# Everything here needs only Python 3.11 or newer and make; the rest is installed into $(VENV) when pyproject.toml changes.
+#   make test ARGS="-k settings"      one part of the tests
+#   make test PYTHON=python3.12 VENV=.cache/venvs/3.12
+
+SHELL := /bin/sh
+VENV ?= .venv
+BIN := $(VENV)/bin
+ARGS ?=
+# Processes the tests are spread over.
+JOBS ?= 2
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-all test-slow soak check format format-check lint types contracts bench clean
+
+help: ## list the commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+define install
+	@if ! $(BIN)/python -c '' 2>/dev/null; then \
+		python="$(PYTHON)"; [ -n "$$python" ] || python=$$(sh .ci/pythons newest) || exit 1; \
+		echo "$$python -m venv $(VENV)"; "$$python" -m venv --clear $(VENV) || exit 1; \
+	fi
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[$(1)]'
+	@touch $@
+endef
+
+$(VENV)/.installed-test: pyproject.toml
+	$(call install,test)
+
+$(VENV)/.installed-dev: pyproject.toml
+	$(call install,dev)
+	@touch $(VENV)/.installed-test
+
+demo: $(VENV)/.installed-test ## run the example application on a fresh SQLite file
+	@rm -rf .cache/demo && mkdir -p .cache/demo
+	QUEUE_URL=sqlite:///.cache/demo/jobs.db $(BIN)/python -m example_app $(ARGS)
+
+test: $(VENV)/.installed-test ## run the tests
+	$(BIN)/python -m pytest -n $(JOBS) $(ARGS)
+
+test-all: ## run the tests under every Python found
+	@pythons=$$(sh .ci/pythons) || exit 1; \
+	echo "Found:"; echo "$$pythons" | sed 's/^/  /'; \
+	for python in $$pythons; do \
+		version=$$("$$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])') || exit 1; \
+		echo "== Python $$version: $$python"; \
+		$(MAKE) --no-print-directory test PYTHON="$$python" VENV=".cache/venvs/$$version" || exit 1; \
+	done
+
+test-slow: $(VENV)/.installed-test ## run the long tests, which "test" leaves out
+	WORKERS_TEST_FULL=1 $(BIN)/python -m pytest -m slow $(ARGS)
+
+soak: test-slow
+
+check: format-check lint types contracts ## all checks that run no test
+
+format: $(VENV)/.installed-dev ## format the code
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix-only --quiet
+
+format-check: $(VENV)/.installed-dev
+	$(BIN)/ruff format --check --quiet --diff
+
+lint: $(VENV)/.installed-dev ## ruff
+	$(BIN)/ruff check --quiet
+
+types: $(VENV)/.installed-dev ## mypy and pyright, both strict
+	$(BIN)/mypy
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+contracts: $(VENV)/.installed-dev ## which way imports may run
+	$(BIN)/lint-imports --no-logo
+
+bench: $(VENV)/.installed-test ## compare speed with other libraries; ARGS names them
+	$(BIN)/python benchmarks/peers/run_peers.py $(if $(ARGS),$(ARGS),--list)
+
+clean: ## remove what was made, except for .venv
+	rm -rf .cache .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache build dist
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

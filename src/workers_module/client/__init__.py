@@ -1,0 +1,1 @@
+"""How a job comes in: what the application holds in its hands."""

@@ -1,0 +1,1 @@
+"""How classes are named and found, and how dishka builds them."""

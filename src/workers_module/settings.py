@@ -1,0 +1,752 @@
+"""The settings: one small class per part, read from environment and files when they are constructed, never before.
+
+Strongest first: arguments, environment, ``.env.<environment>``, ``.env``, ``workers.<environment>.toml``,
+``workers.toml``, a directory of secret files (``/run/secrets``), defaults. Files lie in the current directory.
+
+To make them part of an application's own settings, give the field any name but ``workers``: pydantic-settings would
+read the variable ``WORKERS``, which selects workers, as that field's JSON::
+
+    class AppSettings(BaseSettings):
+        jobs: WorkersSettings = Field(default_factory=WorkersSettings)
+"""
+
+import difflib
+import logging
+import re
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from enum import Enum, StrEnum
+from functools import cache
+from pathlib import Path
+from types import MappingProxyType
+from typing import Annotated, Any, Final, Literal, Self, TypeGuard
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    Secret,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic.fields import FieldInfo
+from pydantic_settings import (
+    BaseSettings,
+    DotEnvSettingsSource,
+    EnvSettingsSource,
+    InitSettingsSource,
+    PydanticBaseSettingsSource,
+    SecretsSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+    TomlConfigSettingsSource,
+)
+
+from workers_module.clock import duration_ms, span_ms
+from workers_module.errors import ConfigurationError
+from workers_module.job.sandbox import Sandbox
+
+_log = logging.getLogger(__name__)
+
+
+class WorkerMode(StrEnum):
+    """Where a job goes when it is enqueued.
+
+    Source: Loco ``workers.mode``.
+    """
+
+    BACKGROUND_QUEUE = "background_queue"
+    """Into the store the URL names; any process with workers takes it."""
+    BACKGROUND_ASYNC = "background_async"
+    """Into this process' memory, whatever URL is set; this process' workers take it."""
+    FOREGROUND_BLOCKING = "foreground_blocking"
+    """Nowhere: the enqueueing call runs it and raises its error."""
+
+
+class QueueKind(StrEnum):
+    """What keeps the jobs."""
+
+    REDIS = "redis"
+    POSTGRES = "postgres"
+    SQLITE = "sqlite"
+    MEMORY = "memory"
+
+
+SCHEMES: Final[Mapping[str, QueueKind]] = MappingProxyType(
+    {
+        "redis": QueueKind.REDIS,
+        "rediss": QueueKind.REDIS,
+        "unix": QueueKind.REDIS,
+        "postgres": QueueKind.POSTGRES,
+        "postgresql": QueueKind.POSTGRES,
+        "sqlite": QueueKind.SQLITE,
+        "memory": QueueKind.MEMORY,
+    }
+)
+"""URL scheme to the kind of store behind it."""
+
+_SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
+_SECRET_PARAMETER = re.compile(r"([?&][^=&]*(?:pass|pwd|secret|token|key)[^=&]*=)[^&]*", re.IGNORECASE)
+
+
+def url_kind(url: str) -> QueueKind:
+    """Return what kind of store a URL names.
+
+    Raises:
+        ValueError: The URL has no scheme, or an unknown one; the message shows no other part of it.
+    """
+    scheme = _SCHEME.match(url)
+    if scheme is None:
+        raise ValueError(
+            "this is not a URL; write sqlite:///jobs.db, redis://host:6379/0 or postgresql://host/database"
+        )
+    kind = SCHEMES.get(scheme[1].lower())
+    if kind is None:
+        raise ValueError(f"unknown scheme {scheme[1]!r}; known: {', '.join(sorted(SCHEMES))}")
+    return kind
+
+
+def mask_url(url: str) -> str:
+    """Return the URL in the form ``redis://user:***@host``, with parameters such as ``password=`` masked too.
+
+    Where it is doubtful what belongs to the password (it holds a ``?`` or an ``@``), more is masked rather than less.
+    """
+    start = scheme.end() if (scheme := _SCHEME.match(url)) else 0
+    who, at, where = url[start:].rpartition("@")
+    user, colon, _ = who.partition(":")
+    if not colon or who.startswith("/"):
+        return _SECRET_PARAMETER.sub(r"\1***", url)
+    if "?" in who:
+        return f"{url[:start]}{user.partition('?')[0]}:***"
+    return f"{url[:start]}{user}:***{at}" + _SECRET_PARAMETER.sub(r"\1***", where)
+
+
+class SecretUrl(Secret[str]):
+    """A URL that shows itself without its password; ``get_secret_value()`` gives the whole."""
+
+    def _display(self) -> str:
+        return mask_url(self.get_secret_value())
+
+
+@dataclass(frozen=True, slots=True)
+class _Names:
+    """The variables a field is read from, first one first, in place of ``WORKERS_<PATH>`` (which is read as well)."""
+
+    names: tuple[str, ...]
+    ordered: bool = False
+    """Whether several may be set to different values; the first one then counts."""
+
+
+def _span(value: Any) -> timedelta:
+    try:
+        # duration_ms refuses every type it does not know.
+        return timedelta(milliseconds=duration_ms(value, ""))
+    except ConfigurationError as error:
+        raise ValueError(str(error).removeprefix(": ")) from None
+
+
+def _none(value: object) -> object:
+    return None if isinstance(value, str) and value.strip().lower() == "none" else value
+
+
+def _span_or_none(value: object) -> timedelta | None:
+    value = _none(value)
+    return None if value is None else _span(value)
+
+
+def _is_several(value: object) -> TypeGuard[Collection[object]]:
+    return isinstance(value, list | tuple | set | frozenset)
+
+
+def _is_section(value: object) -> TypeGuard[dict[str, Any]]:
+    return isinstance(value, dict)
+
+
+def _words(value: object) -> object:
+    """Split a comma-separated list; drop blanks and repetitions, keep the order."""
+    parts = value.split(",") if isinstance(value, str) else value
+    if not _is_several(parts):
+        return value
+    return tuple(dict.fromkeys(word for part in parts if (word := str(part).strip())))
+
+
+def _selection(value: object) -> object:
+    words = _words(value)
+    if not _is_several(words):
+        return value
+    if not words:
+        raise ValueError("names no worker; write 'all' or some names (WORKERS_ENABLED=false starts none)")
+    return "all" if "all" in words else frozenset(words)
+
+
+def _url(value: object) -> object:
+    return None if isinstance(value, str) and not value.strip() else value
+
+
+Span = Annotated[timedelta, BeforeValidator(_span)]
+OptionalSpan = Annotated[timedelta | None, BeforeValidator(_span_or_none)]
+OptionalCount = Annotated[int | None, BeforeValidator(_none)]
+_ZERO = timedelta()
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+
+class StoreSettings(_Section):
+    """Where the jobs rest."""
+
+    uri: Annotated[
+        SecretUrl | None,
+        BeforeValidator(_url),
+        _Names(("QUEUE_URL", "QUEUE_REDIS_URL", "PGQ_URL", "SQLTQ_URL", "REDIS_URL"), ordered=True),
+    ] = Field(default=None, description="where the jobs are kept; unset: in the memory of this process")
+    kind: QueueKind = Field(
+        default_factory=lambda data: _kind(data.get("uri")),
+        description="redis, postgres, sqlite, memory; follows from the URL",
+    )
+    prefix: str = Field(default="bull", min_length=1, description="what the names of all our keys begin with")
+    dangerously_flush: bool = Field(default=False, description="delete all jobs at start")
+    allow_flush_in_production: bool = Field(default=False, description="let dangerously_flush happen in production")
+    migrate: Literal["auto", "check"] = Field(
+        default="auto",
+        description="auto: bring the schema up to date at start; check (the default in production): refuse to start",
+    )
+    synchronous: Literal["full", "normal"] = Field(
+        default="full", description="SQLite: full survives a power cut, normal may lose the last moments"
+    )
+
+    @field_validator("uri")
+    @classmethod
+    def _known_scheme(cls, uri: SecretUrl | None) -> SecretUrl | None:
+        if uri is not None:
+            url_kind(uri.get_secret_value())
+        return uri
+
+    @field_validator("kind")
+    @classmethod
+    def _kind_fits(cls, kind: QueueKind, info: ValidationInfo) -> QueueKind:
+        if "uri" not in info.data:
+            return kind
+        uri: SecretUrl | None = info.data["uri"]
+        if uri is None and kind is not QueueKind.MEMORY:
+            raise ValueError(f"{kind} needs a URL; set QUEUE_URL")
+        if kind is not _kind(uri):
+            raise ValueError(f"{kind} contradicts the URL {uri}; change one, or leave the kind out")
+        return kind
+
+
+class RetentionLimits(_Section):
+    """How long jobs that ended are kept, and at most how many."""
+
+    age: OptionalSpan = None
+    count: OptionalCount = None
+
+
+class CompletedRetention(RetentionLimits):
+    """The limits for jobs that completed."""
+
+    age: OptionalSpan = Field(
+        default=timedelta(hours=1), description="completed jobs older than this are deleted; none: no limit"
+    )
+    count: OptionalCount = Field(
+        default=1_000, ge=0, description="at most this many completed jobs are kept; none: no limit"
+    )
+
+
+class FailedRetention(RetentionLimits):
+    """The limits for jobs that failed."""
+
+    age: OptionalSpan = Field(
+        default=timedelta(days=7), description="failed jobs older than this are deleted; none: no limit"
+    )
+    count: OptionalCount = Field(
+        default=5_000, ge=0, description="at most this many failed jobs are kept; none: no limit"
+    )
+
+
+class RetentionSettings(_Section):
+    """How long jobs that ended are kept."""
+
+    completed: CompletedRetention = Field(default_factory=CompletedRetention)
+    failed: FailedRetention = Field(default_factory=FailedRetention)
+
+
+class DashboardSettings(_Section):
+    """The web pages over the queues."""
+
+    route: str | None = Field(
+        default=None, pattern="^/", description="path of the dashboard, e.g. /admin/queues; giving one turns it on"
+    )
+    read_only: bool = Field(default=True, description="the dashboard shows but changes nothing")
+    username: str | None = Field(default=None, description="who may log in to the dashboard")
+    password: SecretStr | None = Field(default=None, description="and with which password")
+
+
+class HealthSettings(_Section):
+    """The probe server inside the worker."""
+
+    port: int | None = Field(
+        default=None, ge=0, le=65_535, description="port of the probe server; unset: off, 0: any free one"
+    )
+    host: str = Field(default="127.0.0.1", min_length=1, description="address the probe server listens on")
+
+
+class TelemetrySettings(_Section):
+    """OpenTelemetry."""
+
+    traces: bool | None = Field(default=None, description="OpenTelemetry spans; unset: on if OpenTelemetry is set up")
+    metrics: bool | None = Field(
+        default=None, description="OpenTelemetry metrics; unset: on if OpenTelemetry is set up"
+    )
+    links: Literal["parent", "link"] = Field(
+        default="parent",
+        description="parent: a job continues its sender's trace; link: it starts its own and links to it",
+    )
+
+
+class LogSettings(_Section):
+    """How the worker command writes its log; the library itself configures no logging."""
+
+    format: Annotated[Literal["auto", "console", "json"], _Names(("WORKERS_LOG_FORMAT",))] = Field(
+        default="auto", description="console, json; auto: console on a terminal, else json"
+    )
+    level: Annotated[Literal["debug", "info", "warning", "error", "critical"], _Names(("WORKERS_LOG_LEVEL",))] = Field(
+        default="info", description="debug, info, warning, error, critical"
+    )
+
+
+class WorkersSettings(BaseSettings):
+    """Everything that can be set without touching code.
+
+    Fields hold what is in effect: ``mode`` and ``queue.kind`` are worked out from the URL when nothing says them.
+
+    Args:
+        values: Fields by name, stronger than every other source. Sections are mappings (``queue={"uri": ...}``) or
+            instances of their class; durations are text or `timedelta`. ``_env_file`` and ``_secrets_dir`` name other
+            files, or none.
+
+    Raises:
+        ConfigurationError: Something is wrong with the settings: a line for each fault, which names the variable.
+
+    Example:
+        ``WorkersSettings(queue={"uri": "sqlite:///jobs.db"}, job_timeout="2m")``
+    """
+
+    model_config = SettingsConfigDict(
+        env_file=".env",
+        env_nested_delimiter="__",
+        env_prefix="WORKERS_",
+        extra="forbid",
+        frozen=True,
+        hide_input_in_errors=True,
+        secrets_dir="/run/secrets",
+    )
+
+    environment: Annotated[str, _Names(("ENVIRONMENT", "APP_ENV"), ordered=True)] = Field(
+        default="development", pattern=r"^\w[\w.-]*$", description="prod and production mean production"
+    )
+    app: str | None = Field(default=None, description="the application for the command line: module:attribute")
+    app_id: str | None = Field(
+        default=None,
+        description="owner of the schedules; set it when applications share a store; unset: the top package",
+    )
+    enabled: bool = Field(default=True, description="false: this process runs no worker, it only enqueues")
+    enabled_workers: Annotated[
+        Literal["all"] | frozenset[str], BeforeValidator(_selection), _Names(("ENABLED_WORKERS", "WORKERS"))
+    ] = Field(default="all", description="which workers run here, e.g. email,reports")
+    queue: StoreSettings = Field(default_factory=StoreSettings, validate_default=True)
+    in_process: bool = Field(default=False, description="short for WORKERS_MODE=foreground_blocking")
+    mode: WorkerMode = Field(
+        default_factory=lambda data: _mode(data.get("queue"), in_process=data.get("in_process", False)),
+        description="background_queue (with a URL), background_async (without one) or foreground_blocking",
+    )
+    concurrency: Annotated[int, _Names(("WORKERS_CONCURRENCY", "WORKERS_QUEUE__NUM_WORKERS"))] = Field(
+        default=10, ge=1, description="jobs at the same time, per processor"
+    )
+    job_timeout: OptionalSpan = Field(
+        default=timedelta(seconds=30), gt=_ZERO, description="how long a job may run; none: no limit"
+    )
+    shutdown_grace: Span = Field(
+        default=timedelta(seconds=25),
+        description="how long running jobs may go on at shutdown; below the platform's kill delay",
+    )
+    kill_after: Span = Field(
+        default=timedelta(seconds=2), description="how long a job that was told to stop may take to do so"
+    )
+    lease: Span = Field(
+        default=timedelta(seconds=30), gt=_ZERO, description="how long a job stays with a worker that went silent"
+    )
+    sweep_interval: Span = Field(
+        default=timedelta(seconds=30), gt=_ZERO, description="how often abandoned jobs are looked for"
+    )
+    max_crashes: int = Field(default=3, ge=1, description="how many workers a job may take down before it fails")
+    unknown_job_grace: Span = Field(
+        default=timedelta(minutes=10),
+        description="how long a job waits for a worker that knows its name; 0s: not at all",
+    )
+    max_payload_bytes: int = Field(default=1_048_576, ge=1, description="larger payloads are refused")
+    retention: RetentionSettings = Field(default_factory=RetentionSettings)
+    capture_logging: bool = Field(default=False, description="a handler's log records also go to the job's log")
+    auto_start: bool = Field(default=True, description="workers start together with the web server")
+    auto_start_production: bool = Field(default=True, description="and in production too")
+    sandbox: Sandbox = Field(default=Sandbox.NONE, description="where handlers run: none, thread, process")
+    tags: Annotated[tuple[str, ...], BeforeValidator(_words)] = Field(
+        default=(), description="take only jobs with one of these tags, e.g. gpu,eu; unset: only jobs without tags"
+    )
+    dashboard: DashboardSettings = Field(default_factory=DashboardSettings)
+    health: HealthSettings = Field(default_factory=HealthSettings)
+    telemetry: TelemetrySettings = Field(default_factory=TelemetrySettings)
+    log: LogSettings = Field(default_factory=LogSettings)
+    origins: dict[str, str] = Field(default_factory=dict, exclude=True, repr=False)
+    """Where each value that is not a default was found, by field path: ``{"queue.uri": "PGQ_URL (.env)"}``."""
+
+    # Durations may be text and sections mappings, which the generated signature would forbid.
+    def __init__(self, **values: Any) -> None:
+        super().__init__(**values)
+
+    @property
+    def is_production(self) -> bool:
+        """Whether the environment is a production one."""
+        return _is_production(self.environment)
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether jobs live and end with this process."""
+        return self.mode is not WorkerMode.BACKGROUND_QUEUE
+
+    @property
+    def starts_with_server(self) -> bool:
+        """Whether workers start together with the web server."""
+        return self.enabled and self.auto_start and (self.auto_start_production or not self.is_production)
+
+    @field_validator("queue")
+    @classmethod
+    def _careful_in_production(cls, queue: StoreSettings, info: ValidationInfo) -> StoreSettings:
+        if "migrate" in queue.model_fields_set or not _is_production(info.data.get("environment", "")):
+            return queue
+        return queue.model_copy(update={"migrate": "check"})
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        faults = list(self._faults())
+        if faults:
+            raise ValueError("\n".join(faults))
+        if self.is_production and self.in_memory:
+            _log.warning("WORKERS_MODE is %s in production: jobs end with this process", self.mode)
+        return self
+
+    def _faults(self) -> Iterator[str]:
+        said = "mode" in self.model_fields_set
+        if self.in_process and self.mode is not WorkerMode.FOREGROUND_BLOCKING:
+            yield f"WORKERS_IN_PROCESS=true means foreground_blocking, but WORKERS_MODE is {self.mode}; set one of them"
+        if self.mode is WorkerMode.BACKGROUND_QUEUE and self.queue.kind is QueueKind.MEMORY:
+            yield (
+                "WORKERS_MODE is background_queue, but no store is named; set QUEUE_URL, e.g. sqlite:///jobs.db, "
+                "or WORKERS_MODE=background_async"
+            )
+        if self.is_production and self.in_memory and not said and not self.in_process:
+            yield (
+                f"ENVIRONMENT is {self.environment}, but no store is named: jobs would end with this process; "
+                "set QUEUE_URL, e.g. sqlite:///jobs.db, or accept it with WORKERS_MODE=background_async"
+            )
+        if self.is_production and self.queue.dangerously_flush and not self.queue.allow_flush_in_production:
+            yield (
+                f"WORKERS_QUEUE__DANGEROUSLY_FLUSH deletes all jobs, and ENVIRONMENT is {self.environment}; unset it, "
+                "or set WORKERS_QUEUE__ALLOW_FLUSH_IN_PRODUCTION=true"
+            )
+        if (self.dashboard.username is None) != (self.dashboard.password is None):
+            yield "WORKERS_DASHBOARD__USERNAME and WORKERS_DASHBOARD__PASSWORD go together; set both or none"
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _explain(cls, data: object, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        if isinstance(data, str):
+            raise ConfigurationError(_EMBEDDED)
+        try:
+            return handler(data)
+        except ValidationError as error:
+            origins: dict[str, str] = data.get("origins", {}) if _is_section(data) else {}
+            raise ConfigurationError("\n".join(_lines(cls, error, origins))) from None
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Say where values come from, strongest first."""
+        dotenv = dotenv_settings.env_file if isinstance(dotenv_settings, DotEnvSettingsSource) else None
+        secrets = file_secret_settings.secrets_dir if isinstance(file_secret_settings, SecretsSettingsSource) else None
+        table = variables(cls)
+
+        arguments = _from_mapping(table, init_settings(), "argument {path}")
+        given = env_settings.env_vars if isinstance(env_settings, EnvSettingsSource) else dict[str, str | None]()
+        environ = _from_variables(table, given, "")
+        env_file = _from_dotenv(table, dotenv)
+        toml_file = _from_toml(table, "workers.toml")
+        chosen: str = next(
+            (str(one["environment"]) for one in (arguments, environ, env_file, toml_file) if "environment" in one),
+            cls.model_fields["environment"].default,
+        )
+        found = (
+            arguments,
+            # It chose the files, so no file may change it.
+            {"environment": chosen},
+            environ,
+            _from_dotenv(table, [f"{file}.{chosen}" for file in _paths(dotenv)]),
+            env_file,
+            _from_toml(table, f"workers.{chosen}.toml"),
+            toml_file,
+            *(
+                _from_variables(table, _secret_files(folder, table), f" ({folder})")
+                for folder in reversed(_paths(secrets))
+            ),
+        )
+        return tuple(InitSettingsSource(settings_cls, init_kwargs=values) for values in found)
+
+
+@contextmanager
+def explained_settings() -> Generator[None]:
+    """Turn the errors of building an application's own settings, with ours as a field, into one that says what to do.
+
+    Raises:
+        ConfigurationError: The field is called ``workers``, and the variable ``WORKERS`` was read as its JSON.
+    """
+    try:
+        yield
+    except SettingsError as error:
+        if 'field "workers"' in str(error):
+            raise ConfigurationError(_EMBEDDED) from error
+        raise
+
+
+_EMBEDDED = (
+    "a settings field called 'workers' is read from the variable WORKERS, which selects workers; "
+    "call the field something else: jobs: WorkersSettings = Field(default_factory=WorkersSettings)"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Variable:
+    """One setting as the environment knows it.
+
+    Attributes:
+        name: The variable to document and to set.
+        names: All variables that are read, first one first.
+        path: The field, dotted: ``queue.uri``.
+        default: As it would be written in a file; empty if there is none, or if it follows from other settings.
+        description: One line, lower case, without a full stop.
+        secret: Whether its value must not be shown.
+        ordered: Whether several of ``names`` may be set to different values.
+    """
+
+    name: str
+    names: tuple[str, ...]
+    path: str
+    default: str
+    description: str
+    secret: bool
+    ordered: bool
+
+
+@cache
+def variables(settings: type[WorkersSettings] = WorkersSettings) -> tuple[Variable, ...]:
+    """Return every setting there is, in the order of the fields."""
+    return tuple(_variables(settings, ()))
+
+
+def _variables(model: type[BaseModel], parents: tuple[str, ...]) -> Iterator[Variable]:
+    for field_name, field in model.model_fields.items():
+        path = (*parents, field_name)
+        if field.exclude:
+            continue
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _variables(field.annotation, path)
+            continue
+        own = f"WORKERS_{'__'.join(path).upper()}"
+        given = next((part for part in field.metadata if isinstance(part, _Names)), _Names(()))
+        yield Variable(
+            name=(*given.names, own)[0],
+            # Its own name is the most telling one, so it goes before names others may have set (REDIS_URL).
+            names=tuple(dict.fromkeys((own, *given.names))),
+            path=".".join(path),
+            default="" if field.default_factory else _written(field.default),
+            description=field.description or "",
+            secret=_is_secret(field),
+            ordered=given.ordered,
+        )
+
+
+def _is_secret(field: FieldInfo) -> bool:
+    return "Secret" in str(field.annotation)
+
+
+def _written(value: object) -> str:
+    match value:
+        case None:
+            return ""
+        case bool():
+            return str(value).lower()
+        case Enum():
+            return str(value.value)
+        case timedelta():
+            return duration_text(value)
+        case _:
+            return ",".join(map(str, value)) if _is_several(value) else str(value)
+
+
+def duration_text(span: timedelta) -> str:
+    """Return a duration in the largest unit that divides it: ``"90s"``, ``"10m"``, ``"7d"``."""
+    ms = span_ms(span)
+    units = (("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1))
+    return next(f"{ms // size}{unit}" for unit, size in units if ms % size == 0) if ms else "0s"
+
+
+def _kind(uri: SecretUrl | None) -> QueueKind:
+    return QueueKind.MEMORY if uri is None else url_kind(uri.get_secret_value())
+
+
+def _mode(queue: StoreSettings | None, *, in_process: bool) -> WorkerMode:
+    if in_process:
+        return WorkerMode.FOREGROUND_BLOCKING
+    in_memory = queue is None or queue.kind is QueueKind.MEMORY
+    return WorkerMode.BACKGROUND_ASYNC if in_memory else WorkerMode.BACKGROUND_QUEUE
+
+
+def _is_production(environment: str) -> bool:
+    return environment.lower() in {"prod", "production"}
+
+
+def _from_variables(table: tuple[Variable, ...], given: Mapping[str, str | None], where: str) -> dict[str, Any]:
+    """Return what a set of variables says; their names in ``given`` are in lower case."""
+    values: dict[str, Any] = {"origins": {}}
+    for variable in table:
+        # An empty variable is what compose files and shells make of one that is not set.
+        texts = {name: text for name in variable.names if (text := given.get(name.lower()) or "").strip()}
+        if not texts:
+            continue
+        if not variable.ordered and len({frozenset(map(str.strip, text.split(","))) for text in texts.values()}) > 1:
+            raise ConfigurationError(f"{' and '.join(texts)}{where} are the same setting and differ; set one of them")
+        name, text = next(iter(texts.items()))
+        section = values
+        *parents, leaf = variable.path.split(".")
+        for parent in parents:
+            section = section.setdefault(parent, {})
+        section[leaf] = (
+            SecretUrl(text) if variable.path == "queue.uri" else SecretStr(text) if variable.secret else text
+        )
+        values["origins"][variable.path] = f"{name}{where}"
+    _warn_of_unknown(table, given, where)
+    return values
+
+
+def _warn_of_unknown(table: tuple[Variable, ...], given: Iterable[str], where: str) -> None:
+    known = [name for variable in table for name in variable.names]
+    for name in sorted(map(str.upper, given)):
+        # WORKERS_TEST_* steer the tests, not the workers.
+        if name.startswith("WORKERS_") and not name.startswith("WORKERS_TEST_") and name not in known:
+            _log.warning("%s%s is not a setting%s", name, where, _nearest(name, known))
+
+
+def _nearest(word: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _from_mapping(table: tuple[Variable, ...], given: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Return what nested fields say; ``where`` is their origin, with ``{path}`` for the field."""
+    values = _plain(given)
+    queue = values.get("queue")
+    if _is_section(queue) and "num_workers" in queue:
+        alias = queue.pop("num_workers")
+        if values.setdefault("concurrency", alias) != alias:
+            raise ConfigurationError(
+                "concurrency and queue.num_workers are the same setting and differ; set one of them"
+            )
+    names = {variable.path: variable.name for variable in table}
+    places = {path: where.format(path=path) for path in _leaves(values)}
+    origins = {path: f"{names[path]} ({place})" if path in names else place for path, place in places.items()}
+    return {**values, "origins": origins}
+
+
+def _plain(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Turn sections into mappings of what was set on them, so that weaker sources fill in the rest."""
+    plain: dict[str, Any] = {}
+    for name, value in given.items():
+        if isinstance(value, BaseModel):
+            plain[name] = _plain({field: getattr(value, field) for field in value.model_fields_set})
+        else:
+            plain[name] = _plain(value) if _is_section(value) else value
+    return plain
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for name, value in values.items():
+        if _is_section(value):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
+
+
+def _paths(given: Any) -> list[str]:
+    """Return the one or several files that ``_env_file`` or ``_secrets_dir`` name; later ones are stronger."""
+    if given is None:
+        return []
+    return [str(given)] if isinstance(given, str | Path) else [str(path) for path in given]
+
+
+def _from_dotenv(table: tuple[Variable, ...], files: Any) -> dict[str, Any]:
+    given = DotEnvSettingsSource(WorkersSettings, env_file=files).env_vars
+    return _from_variables(table, given, f" ({', '.join(_paths(files))})")
+
+
+def _from_toml(table: tuple[Variable, ...], file: str) -> dict[str, Any]:
+    try:
+        given = TomlConfigSettingsSource(WorkersSettings, Path(file))()
+    except ValueError as error:
+        raise ConfigurationError(f"{file}: {error}") from None
+    return _from_mapping(table, given, f"{{path}} in {file}")
+
+
+def _secret_files(folder: str, table: tuple[Variable, ...]) -> dict[str, str]:
+    """Return the contents of the files in a folder that are named like variables, by name in lower case."""
+    known = {name.lower() for variable in table for name in variable.names}
+    found: dict[str, str] = {}
+    if not Path(folder).is_dir():
+        return found
+    for path in Path(folder).iterdir():
+        if path.name.lower() in known and path.is_file():
+            try:
+                found[path.name.lower()] = path.read_text(encoding="utf-8").strip()
+            except (OSError, UnicodeDecodeError) as error:
+                raise ConfigurationError(f"{path}: cannot be read: {type(error).__name__}") from None
+    return found
+
+
+def _lines(settings: type[WorkersSettings], error: ValidationError, origins: Mapping[str, str]) -> Iterator[str]:
+    """Render a line for each fault, which names the variable as it was found."""
+    names = {variable.path: variable.name for variable in variables(settings)}
+    for fault in error.errors(include_url=False, include_input=False):
+        path = ".".join(map(str, fault["loc"]))
+        where = origins.get(path) or names.get(path) or path
+        match fault["type"]:
+            case "default_factory_not_called":
+                continue  # it depends on a setting that has a fault of its own
+            case "extra_forbidden":
+                text = f"there is no such setting{_nearest(path, names)}"
+            case "value_error":
+                text = str(fault.get("ctx", {}).get("error"))
+            case _:
+                text = fault["msg"]
+        yield f"{where}: {text}" if where else text

@@ -1,0 +1,1 @@
+"""Where a job rests: one interface, several stores behind it."""

@@ -1,0 +1,162 @@
+"""Values of the contract as JSON text, for stores that keep them in a column or a file.
+
+JSON that users gave (``bytes`` in the records) is carried as text inside, never parsed. Bytes that are not UTF-8 survive too.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, Final
+
+from workers_module.errors import StoreCorruptError
+from workers_module.job.events import Event
+from workers_module.job.record import ChildPolicy, JobRecord, ParentRef
+from workers_module.job.state import JobState
+from workers_module.store.base import DedupSpec, JobSpec, ScheduleDefinition, WorkerInfo
+
+_ENCODER: Final = json.JSONEncoder(ensure_ascii=True, separators=(",", ":"), check_circular=False)
+_NOTHING: Final[Mapping[str, str]] = MappingProxyType({})
+_RECORD_BYTES: Final = frozenset({"data", "opts", "progress", "trace", "result"})
+
+EventParts = tuple[str, str | None, Mapping[str, str] | None]
+"""An event before it is stored: type, job id, fields (a plain `dict`, or None for none)."""
+
+
+def dump_events(events: Iterable[EventParts]) -> str:
+    """Write events as a JSON array of ``[type, job id, fields]``."""
+    return _ENCODER.encode(list(events))
+
+
+def load_events(body: str) -> list[Event]:
+    """Read what `dump_events` wrote."""
+    return [Event(type_, id_, fields or _NOTHING) for type_, id_, fields in _load(body, "events")]
+
+
+def dump_definition(definition: ScheduleDefinition) -> str:
+    """Write a schedule's definition; equal definitions give equal texts."""
+    return _ENCODER.encode({
+        "name": definition.name,
+        "pattern": definition.pattern,
+        "every_ms": definition.every_ms,
+        "offset_ms": definition.offset_ms,
+        "tz": definition.tz,
+        "start": definition.start,
+        "end": definition.end,
+        "limit": definition.limit,
+        "data": _text(definition.data),
+        "opts": _text(definition.opts),
+        "extra": _text(definition.extra),
+    })
+
+
+def load_definition(body: str) -> ScheduleDefinition:
+    """Read what `dump_definition` wrote."""
+    fields = _load(body, "schedule")
+    for name in ("data", "opts", "extra"):
+        fields[name] = _bytes(fields[name])
+    return _build(ScheduleDefinition, fields, "schedule")
+
+
+def dump_spec(spec: JobSpec) -> str:
+    """Write a job that is to be added later. A parent cannot be written: only jobs without one are put off."""
+    return _ENCODER.encode({
+        "queue": spec.queue,
+        "name": spec.name,
+        "data": _text(spec.data),
+        "opts": _text(spec.opts),
+        "id": spec.id,
+        "priority": spec.priority,
+        "lifo": spec.lifo,
+        "delay_ms": spec.delay_ms,
+        "due": spec.due,
+        "max_attempts": spec.max_attempts,
+        "tags": spec.tags,
+        "dedup": None if spec.dedup is None else [spec.dedup.key, spec.dedup.mode, spec.dedup.ttl_ms],
+        "on_crash": spec.on_crash,
+    })
+
+
+def load_spec(body: str) -> JobSpec:
+    """Read what `dump_spec` wrote."""
+    fields = _load(body, "job")
+    fields["data"] = _bytes(fields["data"])
+    fields["opts"] = _bytes(fields["opts"])
+    fields["tags"] = tuple(fields["tags"])
+    if fields["dedup"] is not None:
+        fields["dedup"] = DedupSpec(*fields["dedup"])
+    return _build(JobSpec, fields, "job")
+
+
+def dump_worker(info: WorkerInfo) -> str:
+    """Write what a worker tells of itself."""
+    return _ENCODER.encode({name: getattr(info, name) for name in info.__dataclass_fields__})
+
+
+def load_worker(body: str) -> WorkerInfo:
+    """Read what `dump_worker` wrote."""
+    fields = _load(body, "worker")
+    fields["queues"] = tuple(fields["queues"])
+    fields["tags"] = tuple(fields["tags"])
+    return _build(WorkerInfo, fields, "worker")
+
+
+def dump_record(record: JobRecord) -> str:
+    """Write a whole job; what a dump holds, a line each."""
+    fields = record._asdict()
+    for name in _RECORD_BYTES:
+        if fields[name] is not None:
+            fields[name] = _text(fields[name])
+    return _ENCODER.encode(fields)
+
+
+def load_record(body: str) -> JobRecord:
+    """Read what `dump_record` wrote.
+
+    Raises:
+        StoreCorruptError: The text is not a record.
+    """
+    fields = _load(body, "job")
+    try:
+        for name in _RECORD_BYTES:
+            if fields[name] is not None:
+                fields[name] = _bytes(fields[name])
+        fields["state"] = JobState(fields["state"])
+        fields["policy"] = ChildPolicy(fields["policy"])
+        fields["tags"] = tuple(fields["tags"])
+        if fields["parent"] is not None:
+            fields["parent"] = ParentRef(*fields["parent"])
+        return JobRecord(**fields)
+    except (KeyError, TypeError, ValueError) as error:
+        raise StoreCorruptError(f"this is not a stored job: {error}") from error
+
+
+def dump_tags(tags: Sequence[str]) -> str:
+    """Write a set of tags; equal sets (sorted, without doubles) give equal texts."""
+    return _ENCODER.encode(list(tags))
+
+
+def load_tags(body: str) -> tuple[str, ...]:
+    """Read what `dump_tags` wrote."""
+    return tuple(_load(body, "tags"))
+
+
+def _text(raw: bytes) -> str:
+    return raw.decode("utf-8", "surrogateescape")
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")
+
+
+def _load(body: str, what: str) -> Any:
+    try:
+        return json.loads(body)
+    except ValueError as error:
+        raise StoreCorruptError(f"a stored {what} is not JSON: {error}") from error
+
+
+def _build(make: Callable[..., Any], fields: Any, what: str) -> Any:
+    try:
+        return make(**fields)
+    except (KeyError, TypeError, ValueError) as error:
+        raise StoreCorruptError(f"a stored {what} has a shape it cannot have: {error}") from error

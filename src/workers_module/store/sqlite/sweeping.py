@@ -1,0 +1,120 @@
+"""Bringing back what dead workers left, and tidying up."""
+
+import time
+from typing import Final
+
+from workers_module.store.base import Sweep, SweepReply
+from workers_module.store.planning import CRASHED, MAX_TRIMMED, slot_job_id
+from workers_module.store.sqlite.rows import SELECT_HEADS, Head, delete, head_by_id
+from workers_module.store.sqlite.stepping import next_due, promote
+from workers_module.store.sqlite.work import (
+    ACTIVE,
+    COMPLETED,
+    FAILED,
+    FROM_ACTIVE,
+    READY,
+    Many,
+    Plan,
+    Queue,
+    Work,
+)
+
+_BUDGET: Final = 0.05
+_PIECE: Final = 200
+_ABANDONED: Final = (
+    f"{SELECT_HEADS} WHERE q = ? AND state = 3 AND lease <= ? AND lapsed <= ? ORDER BY seq DESC LIMIT {_PIECE}"
+)
+_FIRST_LOOK: Final = "UPDATE wm_job SET lapsed = ? WHERE q = ? AND state = 3 AND lease <= ? AND lapsed IS NULL"
+_TAKE_BACK: Final = (
+    "UPDATE wm_job SET state = 1, seq = ?, token = NULL, lease = NULL, lapsed = NULL, cancel = 0, crashes = crashes + 1, "
+    "deferred = coalesce(?, deferred) WHERE n = ?"
+)
+_OLD: Final = (
+    f"{SELECT_HEADS} WHERE q = ? AND state = ? AND state IN (4, 5) AND ended <= ? ORDER BY ended, seq LIMIT {_PIECE}"
+)
+
+
+def sweep(work: Work, req: Sweep) -> Plan[SweepReply]:
+    """Do what `Store.sweep` says."""
+    queue = yield from work.find(req.queue)
+    if queue is None:
+        return SweepReply((), (), None, False, work.now)
+    if 0 <= work.now - queue.swept < req.interval_ms:
+        wake_at = yield from next_due(queue)
+        return SweepReply((), (), wake_at, False, work.now)
+    stop = time.monotonic() + _BUDGET
+    recovered = yield from _recover(work, queue, req, stop)
+    hinted = yield from _promote_all(work, queue, stop)
+    yield "DELETE FROM wm_dedup WHERE q = ? AND until <= ? AND until IS NOT NULL", (queue.q, work.now)
+    for state, age in ((COMPLETED, req.completed_age_ms), (FAILED, req.failed_age_ms)):
+        if age is not None:
+            yield from _expire(work, queue, state, age, stop)
+    yield "DELETE FROM wm_lock WHERE until <= ?", (work.now,)
+    yield "DELETE FROM wm_worker WHERE until <= ?", (work.now,)
+    if queue.event_last > queue.event_cap:
+        yield from work.trim_events(queue)
+    more = time.monotonic() >= stop
+    idle = yield from _idle(queue)
+    if not more:
+        queue.swept = work.now
+    if (recovered or hinted) and not queue.paused:
+        work.hint(queue, len(recovered) + hinted)
+    wake_at = yield from next_due(queue)
+    return SweepReply(tuple(recovered), idle, wake_at, more, work.now)
+
+
+def _recover(work: Work, queue: Queue, req: Sweep, stop: float) -> Plan[list[str]]:
+    """Take back the jobs whose lease this look and one an interval ago found run out."""
+    recovered: list[str] = []
+    if not queue.tally[ACTIVE]:
+        return recovered
+    while True:
+        rows = yield _ABANDONED, (queue.q, work.now, work.now - req.interval_ms)
+        heads = [Head(*row) for row in rows]
+        changes: list[tuple[int, str | None, int]] = []
+        # The last started goes in front first, so that in the end the first started stands before it.
+        for head in heads:
+            over = head.on_crash == 1 or (head.schedule is None and head.crashes + 1 >= req.max_crashes)
+            changes.append((queue.ahead(), CRASHED if over and head.deferred is None else None, head.n))
+            queue.count(ACTIVE, 0, -1)
+            queue.count(READY, head.priority, 1)
+            queue.events.append(("waiting", head.id, FROM_ACTIVE))
+            queue.events.append(("stalled", head.id, None))
+            recovered.append(head.id)
+        if changes:
+            yield Many(_TAKE_BACK, changes)
+        if len(rows) < _PIECE or time.monotonic() >= stop:
+            break
+    yield _FIRST_LOOK, (work.now, queue.q, work.now)
+    return recovered
+
+
+def _promote_all(work: Work, queue: Queue, stop: float) -> Plan[int]:
+    total = 0
+    while True:
+        promoted = yield from promote(work, queue, _PIECE)
+        total += promoted
+        if promoted < _PIECE or time.monotonic() >= stop:
+            return total
+
+
+def _expire(work: Work, queue: Queue, state: int, age_ms: int, stop: float) -> Plan[None]:
+    for _ in range(MAX_TRIMMED // _PIECE):
+        if not queue.tally[state] or time.monotonic() >= stop:
+            return
+        rows = yield _OLD, (queue.q, state, work.now - age_ms)
+        if rows:
+            yield from delete(work, [Head(*row) for row in rows])
+        if len(rows) < _PIECE:
+            return
+
+
+def _idle(queue: Queue) -> Plan[tuple[str, ...]]:
+    """Return the schedules whose current job is missing or ended."""
+    idle: list[str] = []
+    rows = yield "SELECT id, slot FROM wm_schedule WHERE q = ? AND paused = 0 ORDER BY slot, id", (queue.q,)
+    for id_, slot in rows:
+        head = yield from head_by_id(queue.q, slot_job_id(id_, slot))
+        if head is None or head.state in {COMPLETED, FAILED}:
+            idle.append(id_)
+    return tuple(idle)

@@ -1,0 +1,309 @@
+"""What every call shares: plans, the rows of queues, and the effects that are written at a call's end.
+
+A *plan* is a generator that yields statements and receives their rows. It knows neither connection nor thread, so the same
+code runs on the store's own thread and inside a transaction of the application's, synchronous or not.
+"""
+
+from collections.abc import Generator, Iterable, Sequence
+from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
+
+from workers_module.job.record import ChildPolicy
+from workers_module.store.base import MAX_EVENTS
+from workers_module.store.codec import EventParts, dump_events, dump_tags, load_tags
+
+T = TypeVar("T")
+
+Row: TypeAlias = tuple[Any, ...]
+Rows: TypeAlias = list[Row]
+
+
+class Many(NamedTuple):
+    """One statement for many rows of parameters."""
+
+    sql: str
+    rows: Sequence[Sequence[Any]]
+
+
+Statement: TypeAlias = tuple[str, Sequence[Any]] | Many
+Plan: TypeAlias = Generator[Statement, Rows, T]
+
+READY: Final = 1
+DELAYED: Final = 2
+ACTIVE: Final = 3
+COMPLETED: Final = 4
+FAILED: Final = 5
+PARKED: Final = 6
+PRIORITIZED: Final = 7
+"""Only in counters: ready, with a priority."""
+
+BIG: Final = 4_096
+"""Values over so many bytes lie outside their job's row."""
+ALL: Final = 1_000_000
+"""A hint for every waiter."""
+
+POLICIES: Final = (ChildPolicy.FAIL_PARENT, ChildPolicy.CONTINUE_PARENT, ChildPolicy.IGNORE, ChildPolicy.REMOVE)
+POLICY_CODES: Final = {policy: code for code, policy in enumerate(POLICIES)}
+
+FROM_DELAYED: Final = {"prev": "delayed"}
+FROM_ACTIVE: Final = {"prev": "active"}
+FROM_WAITING: Final = {"prev": "waiting"}
+FROM_CHILDREN: Final = {"prev": "waiting-children"}
+
+_COUNTERS: Final = "waiting, delayed, active, completed, failed, parked, prioritized"
+_QUEUE_COLUMNS: Final = (
+    "q, name, gone, paused, concurrency, rate_max, rate_ms, rate_used, rate_until, limited_until, event_cap, "
+    f"event_last, swept, tagsets, ids, back, front, {_COUNTERS}"
+)
+_WRITTEN: Final = [name.strip() for name in _QUEUE_COLUMNS.split(",")][2:]
+_SELECT_QUEUE: Final = f"SELECT {_QUEUE_COLUMNS} FROM wm_queue WHERE name = ?"
+_SELECT_QUEUE_BY_NUMBER: Final = f"SELECT {_QUEUE_COLUMNS} FROM wm_queue WHERE q = ?"
+_UPDATE_QUEUE: Final = f"UPDATE wm_queue SET {', '.join(f'{name} = ?' for name in _WRITTEN)} WHERE q = ?"
+_INSERT_QUEUE: Final = "INSERT INTO wm_queue (name, event_cap) VALUES (?, ?)"
+_INSERT_EVENT: Final = "INSERT INTO wm_event (q, last, size, body) VALUES (?, ?, ?, ?)"
+_TRIM_EVENTS: Final = "DELETE FROM wm_event WHERE q = ? AND last <= ?"
+
+
+class Queue:
+    """A queue's row as one call sees and changes it. ``tally`` is indexed by state code."""
+
+    __slots__ = (
+        "back",
+        "concurrency",
+        "event_cap",
+        "event_last",
+        "events",
+        "front",
+        "gone",
+        "ids",
+        "limited_until",
+        "name",
+        "paused",
+        "q",
+        "rate_max",
+        "rate_ms",
+        "rate_until",
+        "rate_used",
+        "stored",
+        "swept",
+        "tagsets",
+        "tally",
+    )
+
+    def __init__(self, row: Row) -> None:
+        self.stored = row[2:]
+        self.q: int = row[0]
+        self.name: str = row[1]
+        (
+            self.gone,
+            self.paused,
+            self.concurrency,
+            self.rate_max,
+            self.rate_ms,
+            self.rate_used,
+            self.rate_until,
+            self.limited_until,
+            self.event_cap,
+            self.event_last,
+            self.swept,
+            self.tagsets,
+            self.ids,
+            self.back,
+            self.front,
+        ) = row[2:17]
+        self.gone: int
+        self.paused: int
+        self.concurrency: int | None
+        self.rate_max: int | None
+        self.rate_ms: int | None
+        self.rate_used: int
+        self.rate_until: int
+        self.limited_until: int
+        self.event_cap: int
+        self.event_last: int
+        self.swept: int
+        self.tagsets: int
+        self.ids: int
+        self.back: int
+        self.front: int
+        self.tally: list[int] = [0, *row[17:]]
+        self.events: list[EventParts] = []
+
+    @property
+    def ready(self) -> int:
+        """How many jobs wait to be claimed."""
+        return self.tally[READY] + self.tally[PRIORITIZED]
+
+    def behind(self) -> int:
+        """Return a place behind all others."""
+        self.back += 1
+        return self.back
+
+    def ahead(self) -> int:
+        """Return a place in front of all others."""
+        self.front -= 1
+        return self.front
+
+    def count(self, state: int, priority: int, by: int) -> None:
+        """Change the number of jobs in a state."""
+        self.tally[PRIORITIZED if state == READY and priority > 0 else state] += by
+
+    def values(self) -> Row:
+        """Return what is to be written, in the order of the columns."""
+        return (
+            self.gone,
+            self.paused,
+            self.concurrency,
+            self.rate_max,
+            self.rate_ms,
+            self.rate_used,
+            self.rate_until,
+            self.limited_until,
+            self.event_cap,
+            self.event_last,
+            self.swept,
+            self.tagsets,
+            self.ids,
+            self.back,
+            self.front,
+            *self.tally[1:],
+        )
+
+
+class Tagsets:
+    """The sets of tags seen so far, by queue.
+
+    Sets are only ever added, so what was read stays true, and the queue's count of them tells whether there are more. After a
+    rollback the cache must be emptied.
+    """
+
+    __slots__ = ("_by_queue",)
+
+    def __init__(self) -> None:
+        self._by_queue: dict[int, list[tuple[str, ...]]] = {}
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._by_queue.clear()
+
+    def of(self, q: int, count: int) -> Plan[list[tuple[str, ...]]]:
+        """Return a queue's sets; the index is the number, and number 0 has no tags."""
+        known = self._by_queue.get(q)
+        if known is None:
+            known = self._by_queue[q] = [()]
+        if len(known) <= count:
+            rows = yield "SELECT tags FROM wm_tagset WHERE q = ? AND id >= ? ORDER BY id", (q, len(known))
+            known.extend(load_tags(tags) for (tags,) in rows)
+        return known
+
+    def number(self, queue: Queue, tags: tuple[str, ...]) -> Plan[int]:
+        """Return the number of a set, new or not."""
+        if not tags:
+            return 0
+        known = yield from self.of(queue.q, queue.tagsets)
+        if tags in known:
+            return known.index(tags)
+        queue.tagsets += 1
+        yield "INSERT INTO wm_tagset (q, id, tags) VALUES (?, ?, ?)", (queue.q, queue.tagsets, dump_tags(tags))
+        known.append(tags)
+        return queue.tagsets
+
+
+class Work:
+    """One call: its instant, the queues it has read, and the hints to be given when it is committed."""
+
+    __slots__ = ("_by_number", "_queues", "hints", "now", "tagsets")
+
+    def __init__(self, now: int, tagsets: Tagsets) -> None:
+        self.now = now
+        self.tagsets = tagsets
+        self.hints: dict[str, int] = {}
+        self._queues: dict[str, Queue] = {}
+        self._by_number: dict[int, Queue] = {}
+
+    def hint(self, queue: Queue, jobs: int) -> None:
+        """Say that so many jobs of a queue became ready; where jobs have tags, any waiter may be the right one."""
+        more = ALL if queue.tagsets else jobs
+        self.hints[queue.name] = self.hints.get(queue.name, 0) + more
+
+    def find(self, name: str) -> Plan[Queue | None]:
+        """Return a queue's row, if there is one."""
+        queue = self._queues.get(name)
+        if queue is None:
+            rows = yield _SELECT_QUEUE, (name,)
+            if not rows:
+                return None
+            queue = self._keep(rows[0])
+        return queue
+
+    def make(self, name: str) -> Plan[Queue]:
+        """Return a queue's row; a queue that is not there is made, one that was obliterated comes back."""
+        queue = yield from self.find(name)
+        if queue is None:
+            yield _INSERT_QUEUE, (name, MAX_EVENTS)
+            rows = yield _SELECT_QUEUE, (name,)
+            queue = self._keep(rows[0])
+        queue.gone = 0
+        return queue
+
+    def numbered(self, q: int) -> Plan[Queue]:
+        """Return the row of a queue that is known to exist."""
+        queue = self._by_number.get(q)
+        if queue is None:
+            rows = yield _SELECT_QUEUE_BY_NUMBER, (q,)
+            queue = self._keep(rows[0])
+        return queue
+
+    def _keep(self, row: Row) -> Queue:
+        queue = Queue(row)
+        self._queues[queue.name] = queue
+        self._by_number[queue.q] = queue
+        return queue
+
+    def flush(self) -> Plan[None]:
+        """Write the events and the changed rows of all queues touched; the last thing a call does."""
+        for queue in self._queues.values():
+            if queue.events:
+                yield from self._write_events(queue)
+            values = queue.values()
+            if values != queue.stored:
+                yield _UPDATE_QUEUE, (*values, queue.q)
+                queue.stored = values
+
+    def _write_events(self, queue: Queue) -> Plan[None]:
+        size = len(queue.events)
+        before = queue.event_last
+        queue.event_last += size
+        yield _INSERT_EVENT, (queue.q, queue.event_last, size, dump_events(queue.events))
+        queue.events = []
+        # Trimming at each call would cost a look into the table each time; a tenth over the cap does no harm.
+        stride = max(1, min(1_000, queue.event_cap // 10))
+        if before // stride != queue.event_last // stride and queue.event_last > queue.event_cap:
+            yield from self.trim_events(queue)
+        self.hints.setdefault(queue.name, 0)
+
+    @staticmethod
+    def trim_events(queue: Queue) -> Plan[None]:
+        """Delete the rows whose events all lie outside the cap."""
+        yield _TRIM_EVENTS, (queue.q, queue.event_last - queue.event_cap)
+
+
+def marks(number: int) -> str:
+    """Return question marks for an ``IN`` list, for at least ``number`` values: few sizes, so that few statements are made."""
+    size = 1
+    while size < number:
+        size *= 2
+    return ",".join("?" * size)
+
+
+def padded(values: Sequence[Any]) -> list[Any]:
+    """Return the values for `marks`: the last one again and again until the size is right."""
+    size = 1
+    while size < len(values):
+        size *= 2
+    return [*values, *([values[-1]] * (size - len(values)))]
+
+
+def chunks(values: Sequence[T], size: int = 256) -> Iterable[Sequence[T]]:
+    """Cut a sequence into pieces: SQLite allows 999 parameters in old versions."""
+    for start in range(0, len(values), size):
+        yield values[start : start + size]

@@ -1,0 +1,1 @@
+"""How an application tests its jobs: no server, no port, no sleep."""

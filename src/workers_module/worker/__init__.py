@@ -1,0 +1,1 @@
+"""Where a job runs: each loop in a file of its own."""

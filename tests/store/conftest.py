@@ -1,0 +1,92 @@
+"""The stores the suite runs on. A new store is one function and one line in ``PLACES``."""
+
+from collections.abc import AsyncIterator, Callable
+from datetime import timedelta
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+from workers_module.clock import Clock, FrozenClock
+from workers_module.store.base import Store
+from workers_module.store.memory import MemoryStore
+from workers_module.store.sqlite.store import SqliteStore
+
+from tests.store.helpers import Later, assert_sound
+
+Opener = Callable[[Clock], Store]
+"""Makes one more client of the same storage, not yet open."""
+
+
+def memory(folder: Path) -> Opener:
+    """Return the maker of views on one world in this process."""
+    name = f"{folder.name}-{uuid4()}"
+    return lambda clock: MemoryStore.shared(name, clock=clock)
+
+
+def sqlite(folder: Path) -> Opener:
+    """Return the maker of stores on one new file."""
+    return lambda clock: SqliteStore(folder / "jobs.db", clock=clock)
+
+
+PLACES = {
+    "memory": memory,
+    "sqlite": sqlite,
+}
+
+
+@pytest.fixture(params=[pytest.param(maker, id=name, marks=getattr(pytest.mark, name)) for name, maker in PLACES.items()])
+def opener(request: pytest.FixtureRequest, tmp_path: Path) -> Opener:
+    """Return what makes clients of one new, empty storage."""
+    maker: Callable[[Path], Opener] = request.param
+    return maker(tmp_path)
+
+
+@pytest.fixture
+def clock() -> FrozenClock:
+    """Return the clock of all stores of this test; a whole minute."""
+    return FrozenClock()
+
+
+@pytest.fixture
+async def store(opener: Opener, clock: FrozenClock) -> AsyncIterator[Store]:
+    """Return an open, empty store; when the test is over, every queue in it must be sound."""
+    store = opener(clock)
+    await store.open()
+    try:
+        yield store
+        await store.open()
+        await assert_sound(store)
+    finally:
+        await store.close()
+
+
+@pytest.fixture
+async def other(opener: Opener, clock: FrozenClock, store: Store) -> AsyncIterator[Store]:
+    """Return a second, independent client of the same storage."""
+    other = opener(clock)
+    await other.open()
+    yield other
+    await other.close()
+
+
+@pytest.fixture
+async def live(opener: Opener) -> AsyncIterator[Store]:
+    """Return an open store on the machine's own clock, for tests of sleeping."""
+    live = opener(Clock())
+    await live.open()
+    try:
+        yield live
+        await assert_sound(live)
+    finally:
+        await live.close()
+
+
+@pytest.fixture
+def later(clock: FrozenClock) -> Later:
+    """Return what lets so many milliseconds pass and answers the new instant."""
+
+    def later(ms: int) -> int:
+        clock.advance(timedelta(milliseconds=ms))
+        return clock.now_ms()
+
+    return later
