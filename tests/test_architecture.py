@@ -1,5 +1,7 @@
 """What holds for the project as a whole: which way imports run, what is public, and what no file may say."""
 
+import ast
+import importlib
 import inspect
 import re
 import subprocess
@@ -24,14 +26,28 @@ def test_imports_keep_their_contracts() -> None:
 
 
 class TestPublicNames:
-    def test_are_those_in_all(self) -> None:
-        public = {
-            name
-            for name, value in vars(workers_module).items()
-            if not name.startswith("_") and not inspect.ismodule(value)
+    def test_are_those_the_stub_tells_type_checkers(self) -> None:
+        stub = ast.parse((ROOT / "src/workers_module/__init__.pyi").read_text(encoding="utf-8"))
+        homes = {
+            name.asname: f"{node.module}.{name.name}"
+            for node in stub.body
+            if isinstance(node, ast.ImportFrom)
+            for name in node.names
         }
 
-        assert public == set(workers_module.__all__)
+        assert homes.keys() == set(workers_module.__all__)
+        for name, home in homes.items():
+            module, _, attribute = home.rpartition(".")
+            assert getattr(workers_module, name) is getattr(importlib.import_module(module), attribute), name
+
+    def test_one_that_is_not_there_is_an_attribute_error(self) -> None:
+        with pytest.raises(AttributeError, match="no attribute 'proccessor'"):
+            workers_module.proccessor  # type: ignore[attr-defined]  # noqa: B018
+
+    def test_a_package_of_the_same_name_does_not_hide_the_decorator(self) -> None:
+        importlib.import_module("workers_module.job.outcome")
+
+        assert workers_module.job is importlib.import_module("workers_module.di.decorators").job
 
     def test_are_listed_once(self) -> None:
         assert len(workers_module.__all__) == len(set(workers_module.__all__))

@@ -194,3 +194,23 @@ class UnrecoverableError(WorkersError):
 
     Source: BullMQ ``UnrecoverableError``.
     """
+
+
+class RemoteError(WorkersError):
+    """A handler failed in a child process. The class of what it raised there is never rebuilt here.
+
+    Attributes:
+        error_type: The name of that class, for people.
+        message: The exception's text.
+        trace: Its traceback as text, kept with the job.
+    """
+
+    def __init__(self, message: str, *, error_type: str, trace: str) -> None:
+        super().__init__(message)
+        self.message = message
+        self.error_type = error_type
+        self.trace = trace
+
+
+class UnrecoverableRemoteError(RemoteError, UnrecoverableError):
+    """A handler failed in a child process in a way that no further attempt can mend."""

@@ -1,17 +1,17 @@
 """The stores the suite runs on. A new store is one function and one line in ``PLACES``."""
 
+import os
 from collections.abc import AsyncIterator, Callable
 from datetime import timedelta
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
+
+from tests.servers import shared_redis
+from tests.store.helpers import Later, assert_sound
 from workers_module.clock import Clock, FrozenClock
 from workers_module.store.base import Store
-from workers_module.store.memory import MemoryStore
-from workers_module.store.sqlite.store import SqliteStore
-
-from tests.store.helpers import Later, assert_sound
 
 Opener = Callable[[Clock], Store]
 """Makes one more client of the same storage, not yet open."""
@@ -19,22 +19,40 @@ Opener = Callable[[Clock], Store]
 
 def memory(folder: Path) -> Opener:
     """Return the maker of views on one world in this process."""
+    from workers_module.store.memory import MemoryStore
+
     name = f"{folder.name}-{uuid4()}"
     return lambda clock: MemoryStore.shared(name, clock=clock)
 
 
 def sqlite(folder: Path) -> Opener:
     """Return the maker of stores on one new file."""
-    return lambda clock: SqliteStore(folder / "jobs.db", clock=clock)
+    from workers_module.store.sqlite.store import SqliteStore
+
+    # What a power cut takes is a setting; here it would only cost a sync of the disk per call.
+    return lambda clock: SqliteStore(folder / "jobs.db", clock=clock, synchronous="normal")
+
+
+def redis(folder: Path) -> Opener:
+    """Return the maker of clients of one new key prefix on the server that all tests share."""
+    from workers_module.store.redis.store import RedisStore
+
+    url, prefix = shared_redis()
+    prefix = f"{prefix}-{uuid4().hex[:12]}"
+    return lambda clock: RedisStore(url, prefix=prefix, clock=clock)
 
 
 PLACES = {
     "memory": memory,
     "sqlite": sqlite,
 }
+if "redis" in os.environ.get("WORKERS_TEST_STORES", ""):
+    PLACES = {"redis": redis}
 
 
-@pytest.fixture(params=[pytest.param(maker, id=name, marks=getattr(pytest.mark, name)) for name, maker in PLACES.items()])
+@pytest.fixture(
+    params=[pytest.param(maker, id=name, marks=getattr(pytest.mark, name)) for name, maker in PLACES.items()]
+)
 def opener(request: pytest.FixtureRequest, tmp_path: Path) -> Opener:
     """Return what makes clients of one new, empty storage."""
     maker: Callable[[Path], Opener] = request.param

@@ -1,11 +1,12 @@
 """Short words for what the suite says all the time: a spec, a claim, an outcome, a look."""
 
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from itertools import count
 from typing import Any, Final
 
 import anyio
+
 from workers_module.job.events import Event, EventBatch
 from workers_module.job.outcome import Completed, Failed, Outcome, Release, Retry
 from workers_module.job.record import JobRecord, Token
@@ -44,7 +45,7 @@ def token() -> Token:
     return Token(f"token-{next(_tokens)}")
 
 
-# --- jobs -----------------------------------------------------------------------------------------------------------------------
+# --- jobs -------------------------------------------------------------------------------------------------------------
 
 
 def spec(id: str | None = None, *, queue: str = Q, name: str = "send", data: bytes = b"{}", **options: Any) -> JobSpec:
@@ -89,7 +90,7 @@ async def assert_sound(store: Store) -> None:
         assert await store.verify(queue) == [], f"queue {queue!r} is unsound"
 
 
-# --- working --------------------------------------------------------------------------------------------------------------------
+# --- working ----------------------------------------------------------------------------------------------------------
 
 
 def step(take: int = 0, *, queue: str = Q, **options: Any) -> Step:
@@ -176,7 +177,7 @@ async def empty_wait(store: Store, seconds: float = 0.05, **options: Any) -> Ste
     return await store.wait(step(1, **options), seconds)
 
 
-# --- changing -------------------------------------------------------------------------------------------------------------------
+# --- changing ---------------------------------------------------------------------------------------------------------
 
 
 def by_id(*ids: str) -> ByIds:
@@ -195,15 +196,15 @@ async def edit(store: Store, id: str, *, queue: str = Q, **changes: Any) -> str:
     return result.value
 
 
-# --- events ---------------------------------------------------------------------------------------------------------------------
+# --- events -----------------------------------------------------------------------------------------------------------
 
 Heard = tuple[str, str | None, dict[str, str]]
 """An event as the tests write it: type, job id, fields."""
 
 
-def ev(type: str, id: str | None = None, **fields: str) -> Heard:
+def ev(kind: str, id: str | None = None, **fields: str) -> Heard:
     """Return an event as the tests write it."""
-    return type, id, fields
+    return kind, id, fields
 
 
 class Ear:
@@ -226,7 +227,7 @@ class Ear:
         found = await self.until(mark)
         return found[:-1]
 
-    async def until(self, type: str) -> list[Heard]:
+    async def until(self, kind: str) -> list[Heard]:
         """Read up to the next event of a type, and with it."""
         found: list[Heard] = []
         with anyio.fail_after(PATIENCE):
@@ -234,7 +235,7 @@ class Ear:
                 while self._waiting:
                     event = self._waiting.pop(0)
                     found.append((str(event.type), event.job_id, dict(event.fields)))
-                    if event.type == type:
+                    if event.type == kind:
                         return found
                 batch = await anext(self._batches)
                 self.cursor = batch.cursor
@@ -242,7 +243,7 @@ class Ear:
 
 
 @asynccontextmanager
-async def listening(store: Store, queue: str = Q, *, after: str | None = None) -> AsyncIterator[Ear]:
+async def listening(store: Store, queue: str = Q, *, after: str | None = None) -> AsyncGenerator[Ear]:
     """Hear a queue's events from now on, or from a cursor."""
     async with store.events(queue, after=after) as batches:
         yield Ear(store, queue, batches)
@@ -250,4 +251,4 @@ async def listening(store: Store, queue: str = Q, *, after: str | None = None) -
 
 def types_of(heard: Iterable[Heard]) -> list[str]:
     """Return the types of events, in order."""
-    return [type for type, _, _ in heard]
+    return [kind for kind, _, _ in heard]

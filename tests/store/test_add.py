@@ -1,14 +1,30 @@
 """Storing jobs: what is kept, where a job goes, and what a refused call leaves behind."""
 
 import pytest
+
+from tests.store.helpers import (
+    LEASE,
+    Later,
+    Q,
+    add,
+    claim,
+    claim_one,
+    complete,
+    fail,
+    ids_in,
+    ids_of,
+    numbers,
+    record,
+    run,
+    spec,
+    state,
+)
 from workers_module.clock import FrozenClock
 from workers_module.errors import ConfigurationError, JobNotFoundError
 from workers_module.job.outcome import Keep
 from workers_module.job.record import ChildPolicy, JobRecord, ParentRef
 from workers_module.job.state import JobState
 from workers_module.store.base import Added, JobSpec, Store, StoreKind
-
-from tests.store.helpers import LEASE, Later, Q, add, claim, claim_one, complete, fail, ids_in, ids_of, numbers, record, run, spec, state
 
 
 async def test_no_specs_make_no_jobs(store: Store) -> None:
@@ -127,7 +143,7 @@ async def test_the_same_id_in_two_queues_is_two_jobs(store: Store) -> None:
     assert (await record(store, "a", queue="two")).data == b"2"
 
 
-# --- where a job goes -----------------------------------------------------------------------------------------------------------
+# --- where a job goes -------------------------------------------------------------------------------------------------
 
 
 async def test_a_priority_makes_a_job_prioritized(store: Store) -> None:
@@ -177,7 +193,7 @@ async def test_lifo_jobs_stand_in_front_the_newest_first(store: Store) -> None:
     assert ids_of(await claim(store, 10)) == ["d", "c", "a", "b"]
 
 
-# --- ids that exist -------------------------------------------------------------------------------------------------------------
+# --- ids that exist ---------------------------------------------------------------------------------------------------
 
 
 async def test_an_id_that_exists_leaves_the_stored_job_alone(store: Store, later: Later) -> None:
@@ -227,7 +243,7 @@ async def test_repeating_a_call_with_ids_adds_nothing(store: Store) -> None:
     assert await numbers(store) == {"waiting": 1, "prioritized": 1, "delayed": 1}
 
 
-# --- all or none ----------------------------------------------------------------------------------------------------------------
+# --- all or none ------------------------------------------------------------------------------------------------------
 
 
 async def test_a_call_with_an_unknown_parent_stores_nothing(store: Store) -> None:
@@ -257,7 +273,7 @@ async def test_a_foreign_transaction_is_refused_and_nothing_stored(store: Store)
     assert await numbers(store) == {}
 
 
-# --- reading back ---------------------------------------------------------------------------------------------------------------
+# --- reading back -----------------------------------------------------------------------------------------------------
 
 
 async def test_get_answers_in_the_order_asked(store: Store) -> None:

@@ -5,13 +5,6 @@ from typing import Any
 
 import anyio
 import pytest
-from workers_module.clock import FrozenClock
-from workers_module.errors import ConfigurationError
-from workers_module.job.options import DedupMode
-from workers_module.job.outcome import Completed, Keep
-from workers_module.job.record import ParentRef
-from workers_module.job.state import JobState
-from workers_module.store.base import Added, DedupSpec, JobSpec, QueuePatch, Remove, RetryAgain, Settle, Store
 
 from tests.store.helpers import (
     Later,
@@ -36,11 +29,20 @@ from tests.store.helpers import (
     step,
     sweep,
 )
+from workers_module.clock import FrozenClock
+from workers_module.errors import ConfigurationError
+from workers_module.job.options import DedupMode
+from workers_module.job.outcome import Completed, Keep
+from workers_module.job.record import ParentRef
+from workers_module.job.state import JobState
+from workers_module.store.base import Added, DedupSpec, JobSpec, QueuePatch, Remove, RetryAgain, Settle, Store
 
 TTL = 1_000
 
 
-def once(id: str | None, mode: DedupMode = "simple", ttl_ms: int | None = None, *, key: str = "k", **options: Any) -> JobSpec:
+def once(
+    id: str | None, mode: DedupMode = "simple", ttl_ms: int | None = None, *, key: str = "k", **options: Any
+) -> JobSpec:
     return spec(id, dedup=DedupSpec(key, mode, ttl_ms), **options)
 
 
@@ -53,7 +55,7 @@ async def test_the_first_call_is_a_job_with_its_key(store: Store) -> None:
     assert (await record(store, "a")).dedup == "k"
 
 
-# --- simple ---------------------------------------------------------------------------------------------------------------------
+# --- simple -----------------------------------------------------------------------------------------------------------
 
 
 async def test_simple_drops_further_calls(store: Store) -> None:
@@ -162,6 +164,15 @@ async def test_an_id_that_exists_is_noticed_before_its_key(store: Store) -> None
     assert await call(store, once("a")) == [Added("a", JobState.WAITING, "same_id")]
 
 
+async def test_an_absorbed_call_leaves_its_id_free_for_the_next(store: Store) -> None:
+    await call(store, once("a"))
+    assert await call(store, once("b"), spec("b", data=b"2")) == [
+        Added("a", JobState.WAITING, "deduplicated"),
+        Added("b", JobState.WAITING),
+    ]
+    assert (await record(store, "b")).data == b"2"
+
+
 async def test_racing_calls_of_two_clients_make_one_job(store: Store, other: Store) -> None:
     added: list[Added] = []
 
@@ -176,7 +187,7 @@ async def test_racing_calls_of_two_clients_make_one_job(store: Store, other: Sto
     assert await numbers(store) == {"waiting": 1}
 
 
-# --- throttle and extend --------------------------------------------------------------------------------------------------------
+# --- throttle and extend ----------------------------------------------------------------------------------------------
 
 
 async def test_throttle_drops_calls_for_its_time_even_after_the_end(store: Store, later: Later) -> None:
@@ -237,7 +248,7 @@ async def test_a_sweep_forgets_keys_that_ran_out(store: Store, later: Later) -> 
     assert [one.existing for one in added] == [None, "deduplicated"]
 
 
-# --- debounce -------------------------------------------------------------------------------------------------------------------
+# --- debounce ---------------------------------------------------------------------------------------------------------
 
 
 async def test_debounce_replaces_a_delayed_job(store: Store, clock: FrozenClock, later: Later) -> None:
@@ -247,6 +258,13 @@ async def test_debounce_replaces_a_delayed_job(store: Store, clock: FrozenClock,
     assert await ids_in(store) == ["b"]
     kept = await record(store, "b")
     assert (kept.data, kept.due, kept.dedup) == (b"2", clock.now_ms() + 500, "k")
+
+
+async def test_the_id_of_a_replaced_job_is_free_in_the_same_call(store: Store) -> None:
+    await call(store, once("a", "debounce", TTL, delay_ms=500))
+    added = await call(store, once("b", "debounce", TTL, delay_ms=500), spec("a", data=b"2"))
+    assert added == [Added("b", JobState.DELAYED), Added("a", JobState.WAITING)]
+    assert (await record(store, "a")).data == b"2"
 
 
 async def test_debounce_restarts_its_time(store: Store, later: Later) -> None:
@@ -274,13 +292,15 @@ async def test_debounce_drops_calls_once_the_job_is_not_delayed(store: Store, la
     assert await ids_in(store) == ["a"]
 
 
-# --- reschedule -----------------------------------------------------------------------------------------------------------------
+# --- reschedule -------------------------------------------------------------------------------------------------------
 
 
 async def test_reschedule_moves_the_due_time_of_a_delayed_job(store: Store, clock: FrozenClock, later: Later) -> None:
     await call(store, once("a", "reschedule", delay_ms=500, data=b"1"))
     later(400)
-    assert await call(store, once("b", "reschedule", delay_ms=900, data=b"2")) == [Added("a", JobState.DELAYED, "deduplicated")]
+    assert await call(store, once("b", "reschedule", delay_ms=900, data=b"2")) == [
+        Added("a", JobState.DELAYED, "deduplicated")
+    ]
     kept = await record(store, "a")
     assert (kept.due, kept.data) == (clock.now_ms() + 900, b"1")
     later(899)
@@ -296,7 +316,7 @@ async def test_reschedule_leaves_a_job_that_is_not_delayed(store: Store) -> None
     assert (await call(store, once("c", "reschedule", delay_ms=900)))[0] == Added("c", JobState.DELAYED)
 
 
-# --- keep_latest ----------------------------------------------------------------------------------------------------------------
+# --- keep_latest ------------------------------------------------------------------------------------------------------
 
 
 async def test_keep_latest_is_simple_until_the_job_runs(store: Store) -> None:
@@ -311,7 +331,9 @@ async def test_keep_latest_keeps_the_last_call_for_when_the_running_job_ends(sto
     await call(store, once("a", "keep_latest", data=b"1"))
     job = await claim_one(store)
     for n in (2, 3, 4):
-        (added,) = await call(store, once(None, "keep_latest", data=b"%d" % n, name="later", priority=n, max_attempts=n))
+        (added,) = await call(
+            store, once(None, "keep_latest", data=b"%d" % n, name="later", priority=n, max_attempts=n)
+        )
         assert added == Added("a", JobState.ACTIVE, "deduplicated")
     assert await ids_in(store) == ["a"]
     await complete(store, job)
@@ -371,7 +393,7 @@ async def test_the_kept_call_is_created_when_the_first_ends(store: Store, later:
     assert (await record(store, "b")).added == now
 
 
-# --- refusals -------------------------------------------------------------------------------------------------------------------
+# --- refusals ---------------------------------------------------------------------------------------------------------
 
 
 async def test_deduplication_of_a_child_is_refused(store: Store) -> None:

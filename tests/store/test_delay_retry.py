@@ -1,10 +1,5 @@
 """Trying again: at once, later, and without an attempt."""
 
-from workers_module.clock import FrozenClock
-from workers_module.job.outcome import Completed, Retry, Snooze
-from workers_module.job.state import JobState
-from workers_module.store.base import Settle, SettleCode, Store
-
 from tests.store.helpers import (
     Later,
     add,
@@ -22,6 +17,10 @@ from tests.store.helpers import (
     state,
     step,
 )
+from workers_module.clock import FrozenClock
+from workers_module.job.outcome import Completed, Retry, Snooze
+from workers_module.job.state import JobState
+from workers_module.store.base import Settle, SettleCode, Store
 
 
 async def test_a_retry_at_once_counts_an_attempt_and_keeps_the_reason(store: Store, later: Later) -> None:

@@ -4,22 +4,6 @@ from typing import Any
 
 import anyio
 import pytest
-from workers_module.clock import FrozenClock
-from workers_module.errors import JobNotFoundError
-from workers_module.job.events import Event
-from workers_module.job.outcome import Completed, Failed, Release, Retry, Snooze, WaitChildren
-from workers_module.job.record import ParentRef
-from workers_module.job.state import JobState
-from workers_module.store.base import (
-    DedupSpec,
-    Fail,
-    Promote,
-    QueuePatch,
-    Remove,
-    RetryAgain,
-    Settle,
-    Store,
-)
 
 from tests.store.helpers import (
     INTERVAL,
@@ -45,8 +29,24 @@ from tests.store.helpers import (
     sweep,
     types_of,
 )
+from workers_module.clock import FrozenClock
+from workers_module.errors import JobNotFoundError
+from workers_module.job.events import Event
+from workers_module.job.outcome import Completed, Failed, Release, Retry, Snooze, WaitChildren
+from workers_module.job.record import ParentRef
+from workers_module.job.state import JobState
+from workers_module.store.base import (
+    DedupSpec,
+    Fail,
+    Promote,
+    QueuePatch,
+    Remove,
+    RetryAgain,
+    Settle,
+    Store,
+)
 
-# --- adding ---------------------------------------------------------------------------------------------------------------------
+# --- adding -----------------------------------------------------------------------------------------------------------
 
 
 async def test_added_jobs_are_told_in_order_each_with_its_place(store: Store, clock: FrozenClock) -> None:
@@ -86,7 +86,7 @@ async def test_a_refused_call_is_not_told(store: Store) -> None:
         assert await ear.heard() == []
 
 
-# --- deduplication --------------------------------------------------------------------------------------------------------------
+# --- deduplication ----------------------------------------------------------------------------------------------------
 
 
 async def test_a_dropped_call_is_told_with_both_ids(store: Store) -> None:
@@ -144,7 +144,7 @@ async def test_a_kept_call_is_told_before_the_end_that_brings_it(store: Store) -
         ]
 
 
-# --- running --------------------------------------------------------------------------------------------------------------------
+# --- running ----------------------------------------------------------------------------------------------------------
 
 
 async def test_a_life_is_told(store: Store) -> None:
@@ -262,7 +262,7 @@ async def test_a_parent_in_another_queue_is_told_there(store: Store) -> None:
         assert await other_ear.heard() == [ev("waiting", "p", prev="waiting-children")]
 
 
-# --- drained --------------------------------------------------------------------------------------------------------------------
+# --- drained ----------------------------------------------------------------------------------------------------------
 
 
 async def test_drained_is_told_once_when_the_last_job_of_a_step_ends(store: Store) -> None:
@@ -306,7 +306,7 @@ async def test_ready_jobs_of_a_paused_queue_keep_it_from_draining(store: Store, 
         assert types_of(await ear.heard()) == ["completed"]
 
 
-# --- changing -------------------------------------------------------------------------------------------------------------------
+# --- changing ---------------------------------------------------------------------------------------------------------
 
 
 async def test_removal_is_told_with_the_state_left(store: Store) -> None:
@@ -392,12 +392,14 @@ async def test_pause_and_resume_are_told_when_they_change_something(store: Store
         assert await ear.heard() == [ev("paused"), ev("resumed")]
 
 
-# --- reading --------------------------------------------------------------------------------------------------------------------
+# --- reading ----------------------------------------------------------------------------------------------------------
 
 
 async def test_published_events_are_heard_with_their_fields(store: Store) -> None:
     async with listening(store) as ear:
-        await store.publish(Q, [Event("hello", None, {"a": "1", "b": "\U0001f40d"}), Event("progress", "x", {"data": "5"})])
+        await store.publish(
+            Q, [Event("hello", None, {"a": "1", "b": "\U0001f40d"}), Event("progress", "x", {"data": "5"})]
+        )
         await store.publish(Q, [])
         assert await ear.heard() == [ev("hello", a="1", b="\U0001f40d"), ev("progress", "x", data="5")]
 

@@ -3,24 +3,6 @@
 from typing import Any
 
 import pytest
-from workers_module.clock import FrozenClock
-from workers_module.errors import ConfigurationError, IllegalMoveError, JobNotFoundError
-from workers_module.job.outcome import Completed, Keep, WaitChildren
-from workers_module.job.record import ChildPolicy, ParentRef
-from workers_module.job.state import JobState
-from workers_module.store.base import (
-    Added,
-    Child,
-    Fail,
-    Held,
-    Page,
-    Promote,
-    Remove,
-    RetryAgain,
-    Settle,
-    SettleCode,
-    Store,
-)
 
 from tests.store.helpers import (
     Later,
@@ -48,6 +30,25 @@ from tests.store.helpers import (
     state,
     step,
     token,
+    types_of,
+)
+from workers_module.clock import FrozenClock
+from workers_module.errors import ConfigurationError, IllegalMoveError, JobNotFoundError
+from workers_module.job.outcome import Completed, Keep, WaitChildren
+from workers_module.job.record import ChildPolicy, ParentRef
+from workers_module.job.state import JobState
+from workers_module.store.base import (
+    Added,
+    Child,
+    Fail,
+    Held,
+    Page,
+    Promote,
+    Remove,
+    RetryAgain,
+    Settle,
+    SettleCode,
+    Store,
 )
 
 WAITS = JobState.WAITING_CHILDREN
@@ -66,7 +67,7 @@ async def children(store: Store, id: str = "p") -> dict[str, str]:
     return {child.id: child.state for child in (await store.children(Q, id)).items}
 
 
-# --- adding ---------------------------------------------------------------------------------------------------------------------
+# --- adding -----------------------------------------------------------------------------------------------------------
 
 
 async def test_a_parent_waits_and_its_children_are_ready(store: Store) -> None:
@@ -118,7 +119,10 @@ async def test_a_parent_whose_children_all_ended_before_is_ready_at_once(store: 
     added = await store.add([spec("a", parent=2), spec("b", parent=2), spec("p")])
     assert [one.existing for one in added] == ["same_id", "same_id", None]
     assert added[2].state is JobState.WAITING
-    assert (await store.children(Q, "p")).items == [Child(Q, "a", "processed", b'"A"'), Child(Q, "b", "processed", b'"B"')]
+    assert (await store.children(Q, "p")).items == [
+        Child(Q, "a", "processed", b'"A"'),
+        Child(Q, "b", "processed", b'"B"'),
+    ]
     assert ids_of(await claim(store)) == ["p"]
 
 
@@ -148,6 +152,23 @@ async def test_a_child_of_another_living_parent_is_refused(store: Store) -> None
     assert (await record(store, "a")).parent == P
 
 
+async def test_a_job_cannot_be_its_own_parent(store: Store) -> None:
+    with pytest.raises(ConfigurationError):
+        await store.add([spec("x"), spec("a", parent=2), spec("a")])
+    await add(store, "a")
+    with pytest.raises(ConfigurationError):
+        await store.add([spec("x"), spec("a", parent=ParentRef(Q, "a"))])
+    assert await numbers(store) == {"waiting": 1}
+    await run(store, "a")
+
+
+@pytest.mark.parametrize("parent", [0, 1, 3, -1])
+async def test_a_parent_named_by_index_stands_behind_its_child(store: Store, parent: int) -> None:
+    with pytest.raises(ConfigurationError):
+        await store.add([spec("x"), spec("a", parent=parent), spec("b")])
+    assert await numbers(store) == {}
+
+
 async def test_a_child_whose_parent_is_gone_may_have_another(store: Store) -> None:
     await flow(store, "a", "b")
     jobs = await claim(store, 2)
@@ -159,7 +180,7 @@ async def test_a_child_whose_parent_is_gone_may_have_another(store: Store) -> No
     assert await state(store, "q") is JobState.WAITING
 
 
-# --- release --------------------------------------------------------------------------------------------------------------------
+# --- release ----------------------------------------------------------------------------------------------------------
 
 
 async def test_the_last_child_releases_its_parent(store: Store) -> None:
@@ -168,7 +189,10 @@ async def test_the_last_child_releases_its_parent(store: Store) -> None:
     assert await state(store, "p") is WAITS
     await run(store, "b", result=b"2")
     assert await state(store, "p") is JobState.WAITING
-    assert (await store.children(Q, "p")).items == [Child(Q, "a", "processed", b"[1 ]"), Child(Q, "b", "processed", b"2")]
+    assert (await store.children(Q, "p")).items == [
+        Child(Q, "a", "processed", b"[1 ]"),
+        Child(Q, "b", "processed", b"2"),
+    ]
     await run(store, "p")
     assert await numbers(store) == {"completed": 3}
 
@@ -254,7 +278,7 @@ async def test_nested_flows_are_released_from_below(store: Store) -> None:
     assert await numbers(store) == {"completed": 3}
 
 
-# --- a running parent -----------------------------------------------------------------------------------------------------------
+# --- a running parent -------------------------------------------------------------------------------------------------
 
 
 async def test_a_running_parent_cannot_complete_before_its_children(store: Store) -> None:
@@ -329,12 +353,13 @@ async def test_only_the_holder_may_send_a_parent_to_wait(store: Store) -> None:
     assert await state(store, "p") is JobState.ACTIVE
 
 
-# --- a child fails --------------------------------------------------------------------------------------------------------------
+# --- a child fails ----------------------------------------------------------------------------------------------------
 
 
 async def test_fail_parent_releases_the_parent_to_be_failed(store: Store) -> None:
     await flow(store, "a", "b")
-    await run_to_failure(store, "a", reason="no luck")
+    a, b = await claim(store, 2)
+    await fail(store, a, "no luck")
     kept = await record(store, "p")
     assert kept.state is JobState.WAITING
     assert kept.deferred is not None
@@ -343,11 +368,13 @@ async def test_fail_parent_releases_the_parent_to_be_failed(store: Store) -> Non
 
     parent = await claim_one(store)
     assert (parent.record.id, parent.record.deferred) == ("p", kept.deferred)
+    assert await settle(store, parent, WaitChildren()) is SettleCode.CHILD_FAILED
+    await complete(store, b)
     assert await settle(store, parent, Completed(b"1")) is SettleCode.CHILD_FAILED
     assert await settle(store, parent, WaitChildren()) is SettleCode.CHILD_FAILED
     assert await state(store, "p") is JobState.ACTIVE
     await fail(store, parent, kept.deferred)
-    assert await numbers(store) == {"waiting": 1, "failed": 2}
+    assert await numbers(store) == {"completed": 1, "failed": 2}
 
 
 async def test_fail_parent_takes_away_a_delayed_parents_delay(store: Store) -> None:
@@ -468,7 +495,7 @@ async def test_a_waiting_parent_can_be_cancelled(store: Store) -> None:
     assert await state(store, "p") is JobState.FAILED
 
 
-# --- a child is tried again -----------------------------------------------------------------------------------------------------
+# --- a child is tried again -------------------------------------------------------------------------------------------
 
 
 async def test_a_completed_child_that_is_retried_is_pending_again(store: Store) -> None:
@@ -502,7 +529,7 @@ async def test_a_parent_released_to_fail_is_not_called_back_by_a_retried_child(s
     assert kept.deferred
 
 
-# --- removal --------------------------------------------------------------------------------------------------------------------
+# --- removal ----------------------------------------------------------------------------------------------------------
 
 
 async def test_soft_removal_of_the_last_pending_child_releases_the_parent(store: Store) -> None:
@@ -540,6 +567,28 @@ async def test_soft_removal_may_leave_the_children(store: Store) -> None:
     await run(store, "b")
 
 
+async def test_a_parent_and_its_children_removed_together_are_told_once(store: Store) -> None:
+    await flow(store, "a", "b")
+    await add(store, "c")
+    async with listening(store) as ear:
+        assert await store.move(Q, by_id("p", "a", "c"), Remove()) == ["p", "c"]
+        assert sorted(id or "" for _, id, _ in await ear.heard()) == ["a", "b", "c", "p"]
+    assert await numbers(store) == {}
+
+
+async def test_a_parent_is_not_removed_with_a_child_that_runs(store: Store) -> None:
+    await store.add([spec("leaf", parent=1), spec("middle", parent=2), spec("p"), spec("x")])
+    job = await claim_one(store)
+    assert job.record.id == "leaf"
+    with pytest.raises(IllegalMoveError):
+        await store.move(Q, by_id("p"), Remove())
+    assert await store.move(Q, by_id("p", "middle", "x"), Remove()) == ["x"]
+    assert await numbers(store) == {"active": 1, "waiting-children": 2}
+    await complete(store, job)
+    await run(store, "middle")
+    await run(store, "p")
+
+
 async def test_removal_of_a_parent_leaves_children_that_run(store: Store) -> None:
     await flow(store, "a", "b")
     job = await claim_one(store)
@@ -552,7 +601,7 @@ async def test_hard_removal_of_the_last_pending_child_deletes_a_parent_of_the_sa
     await store.add([spec("a", parent=1), spec("p", parent=2), spec("top")])
     async with listening(store) as ear:
         assert "a" in await store.move(Q, by_state(JobState.WAITING), Remove(hard=True))
-        assert "removed" not in [type for type, _, _ in await ear.heard()]
+        assert "removed" not in types_of(await ear.heard())
     assert await numbers(store) == {}
 
 

@@ -2,20 +2,6 @@
 
 import anyio
 import pytest
-from workers_module.clock import FrozenClock
-from workers_module.job.outcome import Completed, Failed, Release
-from workers_module.job.state import JobState
-from workers_module.store.base import (
-    MAX_EVENTS,
-    UNSET,
-    QueuePatch,
-    QueueSettings,
-    RateLimit,
-    Settle,
-    SettleCode,
-    Store,
-    Unset,
-)
 
 from tests.store.helpers import (
     INTERVAL,
@@ -34,15 +20,33 @@ from tests.store.helpers import (
     step,
     sweep,
 )
+from workers_module.clock import FrozenClock
+from workers_module.job.outcome import Completed, Failed, Release
+from workers_module.job.state import JobState
+from workers_module.store.base import (
+    MAX_EVENTS,
+    UNSET,
+    QueuePatch,
+    QueueSettings,
+    RateLimit,
+    Settle,
+    SettleCode,
+    Store,
+    Unset,
+)
 
 
 async def limit(
-    store: Store, *, concurrency: int | Unset | None = UNSET, rate: RateLimit | Unset | None = UNSET, limit_for_ms: int | None = None
+    store: Store,
+    *,
+    concurrency: int | Unset | None = UNSET,
+    rate: RateLimit | Unset | None = UNSET,
+    limit_for_ms: int | None = None,
 ) -> QueueSettings:
     return await store.configure(Q, QueuePatch(concurrency=concurrency, rate=rate, limit_for_ms=limit_for_ms))
 
 
-# --- settings -------------------------------------------------------------------------------------------------------------------
+# --- settings ---------------------------------------------------------------------------------------------------------
 
 
 async def test_a_queue_without_settings_has_the_default_ones(store: Store) -> None:
@@ -68,7 +72,9 @@ async def test_a_patch_leaves_alone_what_it_does_not_name(store: Store) -> None:
     assert (await store.configure(Q, QueuePatch(concurrency=5))) == QueueSettings(
         paused=True, concurrency=5, rate=RateLimit(10, 1_000), event_cap=50
     )
-    assert (await store.configure(Q, QueuePatch(concurrency=None, rate=None))) == QueueSettings(paused=True, event_cap=50)
+    assert (await store.configure(Q, QueuePatch(concurrency=None, rate=None))) == QueueSettings(
+        paused=True, event_cap=50
+    )
 
 
 async def test_settings_of_two_queues_do_not_meet(store: Store) -> None:
@@ -78,7 +84,7 @@ async def test_settings_of_two_queues_do_not_meet(store: Store) -> None:
     assert ids_of(await claim(store, queue="two")) == ["a"]
 
 
-# --- pause ----------------------------------------------------------------------------------------------------------------------
+# --- pause ------------------------------------------------------------------------------------------------------------
 
 
 async def test_a_paused_queue_hands_out_nothing(store: Store) -> None:
@@ -124,7 +130,7 @@ async def test_resume_by_token_reaches_jobs_of_a_paused_queue(store: Store) -> N
     assert ids_of((await store.step(step(1, token=req.token, resume=True))).jobs) == ["a"]
 
 
-# --- concurrency ----------------------------------------------------------------------------------------------------------------
+# --- concurrency ------------------------------------------------------------------------------------------------------
 
 
 async def test_no_more_jobs_are_active_than_allowed_in_all_processes(store: Store, other: Store) -> None:
@@ -185,7 +191,7 @@ async def test_racing_claims_keep_the_concurrency(store: Store, other: Store) ->
     assert await numbers(store) == {"active": 10, "waiting": 40}
 
 
-# --- rates ----------------------------------------------------------------------------------------------------------------------
+# --- rates ------------------------------------------------------------------------------------------------------------
 
 WINDOW = 1_000
 
@@ -236,7 +242,9 @@ async def test_a_window_counts_starts_not_ends(store: Store) -> None:
     assert await claim(store, 5) == []
 
 
-async def test_the_queues_number_and_the_workers_window_go_together(store: Store, clock: FrozenClock, later: Later) -> None:
+async def test_the_queues_number_and_the_workers_window_go_together(
+    store: Store, clock: FrozenClock, later: Later
+) -> None:
     await limit(store, rate=RateLimit(5, 60_000))
     await add(store, *(f"{n}" for n in range(20)))
     mine = RateLimit(1, WINDOW)
@@ -279,10 +287,12 @@ async def test_due_jobs_become_ready_in_a_limited_queue(store: Store, later: Lat
     assert await state(store, "d") is JobState.WAITING
 
 
-# --- by hand --------------------------------------------------------------------------------------------------------------------
+# --- by hand ----------------------------------------------------------------------------------------------------------
 
 
-async def test_a_manual_limit_holds_for_all_and_for_its_time(store: Store, other: Store, clock: FrozenClock, later: Later) -> None:
+async def test_a_manual_limit_holds_for_all_and_for_its_time(
+    store: Store, other: Store, clock: FrozenClock, later: Later
+) -> None:
     await add(store, "a")
     settings = await limit(store, limit_for_ms=500)
     until = clock.now_ms() + 500

@@ -1,10 +1,10 @@
 """Named locks: leases with fences that only grow."""
 
 import anyio
-from workers_module.clock import FrozenClock
-from workers_module.store.base import LockInfo, Store
 
 from tests.store.helpers import Later
+from workers_module.clock import FrozenClock
+from workers_module.store.base import LockInfo, Store
 
 TTL = 1_000
 
@@ -21,7 +21,9 @@ async def test_a_held_lock_is_refused_to_others(store: Store, other: Store) -> N
     assert [lock.owner for lock in await other.locks()] == ["ada"]
 
 
-async def test_the_holder_gets_its_fence_again_and_a_fresh_lease(store: Store, clock: FrozenClock, later: Later) -> None:
+async def test_the_holder_gets_its_fence_again_and_a_fresh_lease(
+    store: Store, clock: FrozenClock, later: Later
+) -> None:
     fence = await store.lease("door", "ada", TTL)
     later(TTL - 1)
     assert await store.lease("door", "ada", TTL) == fence

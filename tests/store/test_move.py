@@ -1,12 +1,6 @@
 """Moves by hand: retry, promote, cancel, remove, clean, drain."""
 
 import pytest
-from workers_module.clock import FrozenClock
-from workers_module.errors import IllegalMoveError, JobNotFoundError
-from workers_module.job.outcome import Completed, Failed, Retry
-from workers_module.job.record import ParentRef
-from workers_module.job.state import JobState
-from workers_module.store.base import Action, Fail, JobSpec, Promote, Remove, RetryAgain, Store
 
 from tests.store.helpers import (
     LEASE,
@@ -28,6 +22,12 @@ from tests.store.helpers import (
     spec,
     state,
 )
+from workers_module.clock import FrozenClock
+from workers_module.errors import IllegalMoveError, JobNotFoundError
+from workers_module.job.outcome import Completed, Failed, Retry
+from workers_module.job.record import ParentRef
+from workers_module.job.state import JobState
+from workers_module.store.base import Action, Fail, JobSpec, Promote, Remove, RetryAgain, Store
 
 ACTIONS: list[Action] = [Remove(), Remove(hard=True), RetryAgain(), Promote(), Fail("no")]
 
@@ -42,7 +42,7 @@ async def one_of_each(store: Store) -> None:
     await store.add([spec("child", delay_ms=10**8, parent=1), spec("waiting-children")])
 
 
-# --- what may move --------------------------------------------------------------------------------------------------------------
+# --- what may move ----------------------------------------------------------------------------------------------------
 
 LEGAL: dict[str, set[str]] = {
     "Remove": {"waiting", "prioritized", "delayed", "waiting-children", "completed", "failed"},
@@ -59,7 +59,7 @@ async def test_each_action_takes_its_states_and_refuses_the_others(store: Store,
     before = await record(store, name)
     assert before.state == name
     if name in LEGAL[type(action).__name__]:
-        assert await store.move(Q, by_id(name), action) == [name]
+        assert (await store.move(Q, by_id(name), action))[0] == name
         assert await state(store, name) is not before.state
     else:
         with pytest.raises(IllegalMoveError) as caught:
@@ -89,7 +89,7 @@ async def test_active_jobs_are_skipped_by_state(store: Store) -> None:
     assert await ids_in(store) == ["active"]
 
 
-# --- retry ----------------------------------------------------------------------------------------------------------------------
+# --- retry ------------------------------------------------------------------------------------------------------------
 
 
 async def test_a_failed_job_goes_back_to_work_as_it_was(store: Store, later: Later) -> None:
@@ -150,11 +150,13 @@ async def test_ended_jobs_are_retried_oldest_first(store: Store, later: Later) -
     assert ids_of(await claim(store, 9)) == ["c", "a", "d"]
 
 
-# --- promote --------------------------------------------------------------------------------------------------------------------
+# --- promote ----------------------------------------------------------------------------------------------------------
 
 
 async def test_promoted_jobs_are_ready_now_behind_the_others(store: Store) -> None:
-    await store.add([spec("d", delay_ms=500), spec("p", delay_ms=500, priority=1), spec("l", delay_ms=500, lifo=True), spec("a")])
+    await store.add(
+        [spec("d", delay_ms=500), spec("p", delay_ms=500, priority=1), spec("l", delay_ms=500, lifo=True), spec("a")]
+    )
     assert await store.move(Q, by_id("d", "p", "l"), Promote()) == ["d", "p", "l"]
     assert (await record(store, "d")).due is None
     assert await numbers(store) == {"waiting": 3, "prioritized": 1}
@@ -168,7 +170,7 @@ async def test_all_delayed_jobs_are_promoted_soonest_first(store: Store) -> None
     assert await store.move(Q, by_state(JobState.DELAYED), Promote()) == []
 
 
-# --- cancel ---------------------------------------------------------------------------------------------------------------------
+# --- cancel -----------------------------------------------------------------------------------------------------------
 
 
 async def test_a_cancelled_job_is_failed_without_an_attempt(store: Store, later: Later) -> None:
@@ -189,7 +191,7 @@ async def test_all_jobs_of_some_states_can_be_cancelled(store: Store) -> None:
     assert sorted(moved) == ["child", "delayed", "prioritized", "waiting"]
 
 
-# --- remove ---------------------------------------------------------------------------------------------------------------------
+# --- remove -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("hard", [False, True])
@@ -218,7 +220,9 @@ async def test_draining_leaves_what_runs_or_ended(store: Store) -> None:
 
 
 @pytest.mark.parametrize("final", [JobState.COMPLETED, JobState.FAILED])
-async def test_cleaning_ended_jobs_goes_by_their_end(store: Store, clock: FrozenClock, later: Later, final: JobState) -> None:
+async def test_cleaning_ended_jobs_goes_by_their_end(
+    store: Store, clock: FrozenClock, later: Later, final: JobState
+) -> None:
     await add(store, "a", "b", "c")
     outcome = Completed(b"1") if final is JobState.COMPLETED else Failed("no")
     for job in await claim(store, 3):
@@ -262,7 +266,9 @@ async def test_at_most_ten_thousand_are_moved_in_a_call(store: Store) -> None:
 
 
 async def test_names_narrow_a_selection(store: Store) -> None:
-    await store.add([spec("a", name="send"), spec("b", name="tidy"), spec("c", name="send"), spec("d", name="sendmail")])
+    await store.add(
+        [spec("a", name="send"), spec("b", name="tidy"), spec("c", name="send"), spec("d", name="sendmail")]
+    )
     assert await store.move(Q, by_state(JobState.WAITING, names=("send",)), Remove()) == ["a", "c"]
     assert await store.move(Q, by_state(JobState.WAITING, names=("tidy", "sendmail"), limit=1), Remove()) == ["b"]
     assert await ids_in(store) == ["d"]

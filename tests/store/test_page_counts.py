@@ -1,9 +1,6 @@
 """Looking: pages, counts, names of queues."""
 
 import pytest
-from workers_module.job.outcome import Completed, Failed
-from workers_module.job.state import ALL_STATES, ENDED, READY, JobState
-from workers_module.store.base import Counts, PutSchedule, QueuePatch, Remove, ScheduleDefinition, Store
 
 from tests.store.helpers import (
     Later,
@@ -22,6 +19,10 @@ from tests.store.helpers import (
     settle_all,
     spec,
 )
+from workers_module.job.events import Event
+from workers_module.job.outcome import Completed, Failed
+from workers_module.job.state import ALL_STATES, ENDED, READY, JobState
+from workers_module.store.base import Counts, PutSchedule, QueuePatch, Remove, ScheduleDefinition, Store
 
 
 async def test_counts_of_an_unknown_queue_are_zero(store: Store) -> None:
@@ -62,9 +63,16 @@ async def test_queues_are_those_with_jobs_settings_or_schedules(store: Store) ->
     assert await store.queues() == []
     await store.add([spec(queue="jobs")])
     await store.configure("Settings", QueuePatch(concurrency=3))
-    put = PutSchedule(id="s", definition=ScheduleDefinition(name="t", every_ms=1_000), slot=5, job=spec(queue="cron.web"), paused=True)
+    put = PutSchedule(
+        id="s", definition=ScheduleDefinition(name="t", every_ms=1_000), slot=5, job=spec(queue="cron.web"), paused=True
+    )
     await store.schedule("cron.web", [put])
     assert await store.queues() == sorted(["jobs", "Settings", "cron.web"])
+
+
+async def test_a_stream_of_events_is_no_queue(store: Store) -> None:
+    await store.publish("x", [Event("hello")])
+    assert await store.queues() == []
 
 
 async def test_looking_makes_no_queue(store: Store) -> None:
@@ -78,7 +86,7 @@ async def test_looking_makes_no_queue(store: Store) -> None:
     assert await store.queues() == []
 
 
-# --- pages ----------------------------------------------------------------------------------------------------------------------
+# --- pages ------------------------------------------------------------------------------------------------------------
 
 
 async def test_a_page_of_nothing_is_empty(store: Store) -> None:

@@ -3,8 +3,6 @@
 from typing import Any
 
 import pytest
-from workers_module.job.state import JobState
-from workers_module.store.base import EditResult, Held, JobPatch, Page, QueuePatch, Remove, Store
 
 from tests.store.helpers import (
     INTERVAL,
@@ -27,6 +25,8 @@ from tests.store.helpers import (
     sweep,
     token,
 )
+from workers_module.job.state import JobState
+from workers_module.store.base import EditResult, Held, JobPatch, Page, QueuePatch, Remove, Store
 
 
 async def test_progress_is_kept_as_it_was_given(store: Store) -> None:
@@ -93,7 +93,7 @@ async def test_a_refused_patch_changes_nothing_at_all(store: Store, refused: dic
     assert await store.logs(Q, "a") == Page([], 0)
 
 
-# --- under a lease --------------------------------------------------------------------------------------------------------------
+# --- under a lease ----------------------------------------------------------------------------------------------------
 
 
 async def test_the_holder_may_change_its_job(store: Store, later: Later) -> None:
@@ -130,7 +130,7 @@ async def test_a_change_after_the_end_with_the_lease_of_before_is_refused(store:
     assert await edit(store, "a", progress=b"1") == "ok"
 
 
-# --- log ------------------------------------------------------------------------------------------------------------------------
+# --- log --------------------------------------------------------------------------------------------------------------
 
 
 async def test_log_lines_are_kept_in_order(store: Store) -> None:
@@ -185,7 +185,7 @@ async def test_a_log_goes_with_its_job(store: Store) -> None:
     assert await store.logs(Q, "a") == Page([], 0)
 
 
-# --- priority -------------------------------------------------------------------------------------------------------------------
+# --- priority ---------------------------------------------------------------------------------------------------------
 
 
 async def test_a_changed_priority_moves_a_waiting_job(store: Store) -> None:
@@ -224,7 +224,7 @@ async def test_a_changed_priority_holds_in_a_paused_queue(store: Store) -> None:
     assert await ids_in(store, JobState.WAITING, JobState.PRIORITIZED) == ["b", "a"]
 
 
-# --- cancel request -------------------------------------------------------------------------------------------------------------
+# --- cancel request ---------------------------------------------------------------------------------------------------
 
 
 async def test_a_running_job_can_be_asked_to_stop(store: Store) -> None:

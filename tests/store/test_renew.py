@@ -5,9 +5,6 @@ from contextlib import closing
 
 import anyio.to_thread
 import pytest
-from workers_module.job.outcome import Release
-from workers_module.job.state import JobState
-from workers_module.store.base import Held, RenewReply, Store
 
 from tests.store.helpers import (
     INTERVAL,
@@ -25,6 +22,9 @@ from tests.store.helpers import (
     sweep,
     token,
 )
+from workers_module.job.outcome import Release
+from workers_module.job.state import JobState
+from workers_module.store.base import Held, RenewReply, Store
 
 Renew = Callable[[Sequence[Held], int], Awaitable[RenewReply]]
 
@@ -46,7 +46,7 @@ async def look_twice(store: Store, later: Later) -> list[str]:
     """Let two sweeps look, an interval apart; what they took back."""
     found = [*(await sweep(store)).recovered]
     later(INTERVAL + 1)
-    return found + [*(await sweep(store)).recovered]
+    return [*found, *(await sweep(store)).recovered]
 
 
 async def test_nothing_held_is_nothing_lost(renew: Renew) -> None:
@@ -114,7 +114,9 @@ async def test_a_job_taken_back_by_a_sweep_is_lost(store: Store, later: Later, r
     assert await state(store, "a") is JobState.WAITING
 
 
-async def test_a_job_that_another_run_holds_is_lost_even_on_a_lapsed_lease(store: Store, later: Later, renew: Renew) -> None:
+async def test_a_job_that_another_run_holds_is_lost_even_on_a_lapsed_lease(
+    store: Store, later: Later, renew: Renew
+) -> None:
     await add(store, "a")
     old = await claim_one(store)
     await settle(store, old, Release())

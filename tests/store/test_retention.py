@@ -1,9 +1,6 @@
 """How many ended jobs stay."""
 
 import pytest
-from workers_module.job.outcome import Completed, Failed, Keep, Outcome
-from workers_module.job.state import JobState
-from workers_module.store.base import JobPatch, Settle, SettleCode, Store
 
 from tests.store.helpers import (
     Later,
@@ -21,6 +18,9 @@ from tests.store.helpers import (
     state,
     step,
 )
+from workers_module.job.outcome import Completed, Failed, Keep, Outcome
+from workers_module.job.state import JobState
+from workers_module.store.base import JobPatch, Settle, SettleCode, Store
 
 
 def end(keep: Keep | None, state: JobState) -> Outcome:

@@ -5,20 +5,6 @@ from typing import Any
 
 import anyio
 import pytest
-from workers_module.clock import FrozenClock
-from workers_module.errors import IllegalMoveError
-from workers_module.job.outcome import Keep
-from workers_module.job.state import JobState
-from workers_module.store.base import (
-    DropSchedule,
-    FireSlot,
-    PutSchedule,
-    QueuePatch,
-    Remove,
-    ScheduleDefinition,
-    ScheduleRecord,
-    Store,
-)
 
 from tests.store.helpers import (
     Later,
@@ -38,6 +24,22 @@ from tests.store.helpers import (
     run_to_failure,
     spec,
     state,
+    sweep,
+)
+from workers_module.clock import FrozenClock
+from workers_module.errors import IllegalMoveError
+from workers_module.job.outcome import Keep
+from workers_module.job.state import JobState
+from workers_module.store.base import (
+    DropSchedule,
+    Fail,
+    FireSlot,
+    PutSchedule,
+    QueuePatch,
+    Remove,
+    ScheduleDefinition,
+    ScheduleRecord,
+    Store,
 )
 
 MINUTE = 60_000
@@ -54,7 +56,9 @@ DEFINITION = ScheduleDefinition(
 )
 
 
-def put(slot: int, *, id: str = "s", definition: ScheduleDefinition = DEFINITION, paused: bool = False, **job: Any) -> PutSchedule:
+def put(
+    slot: int, *, id: str = "s", definition: ScheduleDefinition = DEFINITION, paused: bool = False, **job: Any
+) -> PutSchedule:
     return PutSchedule(id=id, definition=definition, slot=slot, job=spec(name="tick", **job), paused=paused)
 
 
@@ -81,11 +85,13 @@ def slot(clock: FrozenClock) -> int:
     return clock.now_ms() + MINUTE
 
 
-# --- declaring ------------------------------------------------------------------------------------------------------------------
+# --- declaring --------------------------------------------------------------------------------------------------------
 
 
 async def test_a_new_schedule_has_its_first_job_stored_ahead(store: Store, clock: FrozenClock, slot: int) -> None:
-    assert await change(store, put(slot, data=b'{ "x":1}', opts=b'{"attempts": 3}', max_attempts=3, priority=2)) == [True]
+    assert await change(store, put(slot, data=b'{ "x":1}', opts=b'{"attempts": 3}', max_attempts=3, priority=2)) == [
+        True
+    ]
     kept = await record(store, job_of(slot))
     assert (kept.state, kept.due, kept.schedule, kept.added) == (JobState.DELAYED, slot, "s", clock.now_ms())
     assert (kept.name, kept.data, kept.opts) == ("tick", b'{ "x":1}', b'{"attempts": 3}')
@@ -135,7 +141,9 @@ async def test_declaring_the_same_again_changes_nothing(store: Store, slot: int,
         {"extra": b"{}"},
     ],
 )
-async def test_any_change_of_the_definition_replaces_the_pending_job(store: Store, slot: int, changed: dict[str, Any]) -> None:
+async def test_any_change_of_the_definition_replaces_the_pending_job(
+    store: Store, slot: int, changed: dict[str, Any]
+) -> None:
     await change(store, put(slot))
     definition = replace(DEFINITION, **changed)
     assert await change(store, put(slot + MINUTE, definition=definition)) == [True]
@@ -176,10 +184,13 @@ async def test_a_changed_definition_leaves_a_running_job(store: Store, clock: Fr
 async def test_a_new_schedule_is_told_like_a_job(store: Store, slot: int) -> None:
     async with listening(store) as ear:
         await change(store, put(slot))
-        assert await ear.heard() == [ev("added", job_of(slot), name="tick"), ev("delayed", job_of(slot), delay=str(slot))]
+        assert await ear.heard() == [
+            ev("added", job_of(slot), name="tick"),
+            ev("delayed", job_of(slot), delay=str(slot)),
+        ]
 
 
-# --- firing ---------------------------------------------------------------------------------------------------------------------
+# --- firing -----------------------------------------------------------------------------------------------------------
 
 
 async def test_firing_stores_the_next_job_and_moves_the_slot(store: Store, slot: int, later: Later) -> None:
@@ -273,7 +284,7 @@ async def test_changes_of_one_call_happen_in_order_each_for_itself(store: Store,
     assert await ids_in(store) == [job_of(slot + n * MINUTE) for n in range(3)]
 
 
-# --- pausing --------------------------------------------------------------------------------------------------------------------
+# --- pausing ----------------------------------------------------------------------------------------------------------
 
 
 async def test_a_paused_schedule_keeps_its_slot_and_has_no_pending_job(store: Store, slot: int) -> None:
@@ -300,7 +311,7 @@ async def test_a_paused_schedule_goes_on(store: Store, slot: int) -> None:
     assert await change(store, fire(slot + MINUTE, slot + 2 * MINUTE)) == [True]
 
 
-# --- dropping -------------------------------------------------------------------------------------------------------------------
+# --- dropping ---------------------------------------------------------------------------------------------------------
 
 
 async def test_a_dropped_schedule_takes_its_delayed_job_along(store: Store, slot: int) -> None:
@@ -324,7 +335,7 @@ async def test_an_unknown_schedule_cannot_be_dropped(store: Store) -> None:
     assert await store.queues() == []
 
 
-# --- its current job ------------------------------------------------------------------------------------------------------------
+# --- its current job --------------------------------------------------------------------------------------------------
 
 
 async def test_the_current_job_cannot_be_removed(store: Store, slot: int) -> None:
@@ -334,6 +345,14 @@ async def test_the_current_job_cannot_be_removed(store: Store, slot: int) -> Non
     assert await store.move(Q, by_id(job_of(slot), "nobody"), Remove()) == []
     assert await store.move(Q, by_state(JobState.DELAYED), Remove(hard=True)) == []
     assert await ids_in(store) == [job_of(slot)]
+
+
+async def test_the_current_job_may_be_cancelled_and_its_schedule_goes_on(store: Store, slot: int) -> None:
+    await change(store, put(slot))
+    assert await store.move(Q, by_id(job_of(slot)), Fail("no")) == [job_of(slot)]
+    assert (await sweep(store)).idle == ("s",)
+    assert await change(store, fire(slot, slot + MINUTE)) == [True]
+    assert await ids_in(store, JobState.DELAYED) == [job_of(slot + MINUTE)]
 
 
 async def test_a_job_of_an_earlier_slot_can_be_removed(store: Store, clock: FrozenClock, slot: int) -> None:
@@ -389,11 +408,13 @@ async def test_a_paused_queue_keeps_its_schedules(store: Store, clock: FrozenClo
     assert await numbers(store) == {"waiting": 1}
 
 
-# --- reading --------------------------------------------------------------------------------------------------------------------
+# --- reading ----------------------------------------------------------------------------------------------------------
 
 
 async def test_schedules_are_listed_by_slot_in_pieces(store: Store, slot: int) -> None:
-    await change(store, put(slot + 300, id="c"), put(slot + 100, id="a"), put(slot + 400, id="d"), put(slot + 200, id="b"))
+    await change(
+        store, put(slot + 300, id="c"), put(slot + 100, id="a"), put(slot + 400, id="d"), put(slot + 200, id="b")
+    )
     assert [one.id for one in await store.schedules(Q)] == ["a", "b", "c", "d"]
     assert [one.id for one in await store.schedules(Q, start=1, limit=2)] == ["b", "c"]
     assert await store.schedules(Q, start=4) == []

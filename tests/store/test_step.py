@@ -5,11 +5,6 @@ from dataclasses import replace
 
 import anyio
 import pytest
-from workers_module.clock import FrozenClock
-from workers_module.job.outcome import Completed, Failed, Keep, Outcome, Release, Retry, Snooze, WaitChildren
-from workers_module.job.record import ParentRef, Token
-from workers_module.job.state import JobState
-from workers_module.store.base import MAX_OUTCOMES, Claimed, Held, Settle, SettleCode, Store
 
 from tests.store.helpers import (
     INTERVAL,
@@ -36,8 +31,14 @@ from tests.store.helpers import (
     sweep,
     token,
 )
+from workers_module.clock import FrozenClock
+from workers_module.errors import ConfigurationError
+from workers_module.job.outcome import Completed, Failed, Keep, Outcome, Release, Retry, Snooze, WaitChildren
+from workers_module.job.record import ParentRef, Token
+from workers_module.job.state import JobState
+from workers_module.store.base import MAX_OUTCOMES, Claimed, Held, Settle, SettleCode, Store
 
-# --- claiming -------------------------------------------------------------------------------------------------------------------
+# --- claiming ---------------------------------------------------------------------------------------------------------
 
 
 async def test_an_empty_queue_gives_nothing(store: Store, clock: FrozenClock) -> None:
@@ -74,7 +75,9 @@ async def test_take_is_the_most_that_comes(store: Store) -> None:
 
 
 async def test_the_lowest_priority_number_comes_first_and_none_before_all(store: Store) -> None:
-    await store.add([spec("p9", priority=9), spec("p1", priority=1), spec("none"), spec("p9b", priority=9), spec("p2", priority=2)])
+    await store.add(
+        [spec("p9", priority=9), spec("p1", priority=1), spec("none"), spec("p9b", priority=9), spec("p2", priority=2)]
+    )
     await store.add([spec("p1b", priority=1), spec("noneb"), spec("last", priority=2_097_151)])
     assert ids_of(await claim(store, 3)) == ["none", "noneb", "p1"]
     assert ids_of(await claim(store, 9)) == ["p1b", "p2", "p9", "p9b", "last"]
@@ -115,7 +118,7 @@ async def test_two_clients_share_a_backlog_without_doubles(store: Store, other: 
     assert await numbers(store) == {"completed": 200}
 
 
-# --- due jobs -------------------------------------------------------------------------------------------------------------------
+# --- due jobs ---------------------------------------------------------------------------------------------------------
 
 
 async def test_a_delayed_job_is_ready_when_due_and_not_before(store: Store, later: Later) -> None:
@@ -129,7 +132,9 @@ async def test_a_delayed_job_is_ready_when_due_and_not_before(store: Store, late
 
 async def test_due_jobs_become_ready_in_the_order_of_their_instants(store: Store, later: Later) -> None:
     await add(store, "now")
-    await store.add([spec("d3", delay_ms=300), spec("d1", delay_ms=100), spec("d2", delay_ms=200), spec("d1b", delay_ms=100)])
+    await store.add(
+        [spec("d3", delay_ms=300), spec("d1", delay_ms=100), spec("d2", delay_ms=200), spec("d1b", delay_ms=100)]
+    )
     later(1_000)
     assert ids_of(await claim(store, 10)) == ["now", "d1", "d1b", "d2", "d3"]
 
@@ -174,7 +179,7 @@ async def test_the_reply_says_when_the_next_job_is_due(store: Store, clock: Froz
     assert reply.wake_at == now + 300
 
 
-# --- settling -------------------------------------------------------------------------------------------------------------------
+# --- settling ---------------------------------------------------------------------------------------------------------
 
 
 async def test_completed(store: Store, later: Later) -> None:
@@ -282,6 +287,14 @@ async def test_a_step_carries_outcomes_of_several_claims_up_to_the_most_allowed(
     assert ids_of(reply.jobs) == [f"{MAX_OUTCOMES}"]
 
 
+async def test_a_step_with_too_many_outcomes_is_refused_whole(store: Store) -> None:
+    await add(store, "a")
+    job = await claim_one(store)
+    with pytest.raises(ConfigurationError):
+        await store.step(step(0, outcomes=[Settle(job.held, Completed(b"1"))] * (MAX_OUTCOMES + 1)))
+    assert await state(store, "a") is JobState.ACTIVE
+
+
 async def test_outcomes_of_another_queue_are_missing(store: Store) -> None:
     await add(store, "a")
     job = await claim_one(store)
@@ -298,7 +311,7 @@ async def test_a_cancel_request_ends_with_the_run(store: Store) -> None:
     assert (await record(store, "a")).cancelled is False
 
 
-# --- who may settle -------------------------------------------------------------------------------------------------------------
+# --- who may settle ---------------------------------------------------------------------------------------------------
 
 
 async def test_a_foreign_token_changes_nothing(store: Store) -> None:
@@ -337,7 +350,9 @@ async def abandon(store: Store, later: Later) -> None:
     await sweep(store)
 
 
-@pytest.mark.parametrize("outcome", [Completed(b"1"), Completed(b"1", Keep(count=0)), Failed("no"), Failed("no", keep=Keep(count=0))])
+@pytest.mark.parametrize(
+    "outcome", [Completed(b"1"), Completed(b"1", Keep(count=0)), Failed("no"), Failed("no", keep=Keep(count=0))]
+)
 async def test_what_a_sweep_took_back_cannot_be_ended(store: Store, later: Later, outcome: Outcome) -> None:
     await add(store, "a")
     job = await claim_one(store)
@@ -362,7 +377,9 @@ OUTCOMES: list[Outcome] = [
 
 
 @pytest.mark.parametrize("outcome", OUTCOMES, ids=lambda outcome: type(outcome).__name__)
-async def test_the_run_before_cannot_settle_the_run_that_came_after(store: Store, later: Later, outcome: Outcome) -> None:
+async def test_the_run_before_cannot_settle_the_run_that_came_after(
+    store: Store, later: Later, outcome: Outcome
+) -> None:
     await add(store, "a")
     old = await claim_one(store)
     await abandon(store, later)
@@ -388,7 +405,7 @@ async def test_a_lapsed_run_cannot_settle_what_somebody_else_runs_on_a_lapsed_le
     await complete(store, new)
 
 
-# --- repeats of lost replies ----------------------------------------------------------------------------------------------------
+# --- repeats of lost replies ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -486,7 +503,7 @@ async def test_a_repeated_step_settles_once_and_claims_anew(store: Store) -> Non
     assert await numbers(store) == {"completed": 1, "active": 1, "waiting": 1}
 
 
-# --- resume ---------------------------------------------------------------------------------------------------------------------
+# --- resume -----------------------------------------------------------------------------------------------------------
 
 
 async def test_resume_brings_the_same_jobs_again(store: Store, later: Later) -> None:

@@ -4,18 +4,6 @@ from typing import Any
 
 import anyio
 import pytest
-from workers_module.clock import FrozenClock
-from workers_module.job.outcome import Completed, Failed, Keep
-from workers_module.job.state import JobState
-from workers_module.store.base import (
-    FireSlot,
-    PutSchedule,
-    QueuePatch,
-    ScheduleDefinition,
-    SettleCode,
-    Store,
-    SweepReply,
-)
 
 from tests.store.helpers import (
     INTERVAL,
@@ -39,6 +27,18 @@ from tests.store.helpers import (
     state,
     sweep,
 )
+from workers_module.clock import FrozenClock
+from workers_module.job.outcome import Completed, Failed, Keep
+from workers_module.job.state import JobState
+from workers_module.store.base import (
+    FireSlot,
+    PutSchedule,
+    QueuePatch,
+    ScheduleDefinition,
+    SettleCode,
+    Store,
+    SweepReply,
+)
 
 SOON = INTERVAL + 1
 
@@ -51,7 +51,7 @@ async def crash(store: Store, later: Later, *, max_crashes: int = 3) -> SweepRep
     return await sweep(store, max_crashes=max_crashes)
 
 
-# --- two looks ------------------------------------------------------------------------------------------------------------------
+# --- two looks --------------------------------------------------------------------------------------------------------
 
 
 async def test_an_empty_queue_needs_nothing(store: Store, clock: FrozenClock) -> None:
@@ -181,7 +181,7 @@ async def test_all_abandoned_jobs_come_back_whatever_their_number(store: Store, 
     assert await numbers(store) == {"waiting": 2_500}
 
 
-# --- where they go --------------------------------------------------------------------------------------------------------------
+# --- where they go ----------------------------------------------------------------------------------------------------
 
 
 async def test_a_job_taken_back_stands_in_front(store: Store, later: Later) -> None:
@@ -212,7 +212,7 @@ async def test_a_job_taken_back_in_a_paused_queue_waits(store: Store, later: Lat
     assert ids_of(await claim(store)) == ["a"]
 
 
-# --- crashes --------------------------------------------------------------------------------------------------------------------
+# --- crashes ----------------------------------------------------------------------------------------------------------
 
 
 async def test_crashes_add_up_and_are_told_at_the_start(store: Store, later: Later) -> None:
@@ -234,7 +234,9 @@ async def test_attempts_and_crashes_never_mix(store: Store, later: Later) -> Non
 
 
 @pytest.mark.parametrize("max_crashes", [1, 3])
-async def test_at_the_limit_the_next_claim_is_told_to_fail_the_job(store: Store, later: Later, max_crashes: int) -> None:
+async def test_at_the_limit_the_next_claim_is_told_to_fail_the_job(
+    store: Store, later: Later, max_crashes: int
+) -> None:
     await add(store, "a")
     for _ in range(max_crashes):
         job = await claim_one(store)
@@ -265,7 +267,9 @@ async def put_schedule(store: Store, slot: int, **options: Any) -> None:
     assert await store.schedule(Q, [put]) == [True]
 
 
-async def test_jobs_of_a_schedule_are_exempt_from_the_crash_limit(store: Store, clock: FrozenClock, later: Later) -> None:
+async def test_jobs_of_a_schedule_are_exempt_from_the_crash_limit(
+    store: Store, clock: FrozenClock, later: Later
+) -> None:
     await put_schedule(store, clock.now_ms())
     for crashes in range(5):
         job = await claim_one(store)
@@ -273,14 +277,16 @@ async def test_jobs_of_a_schedule_are_exempt_from_the_crash_limit(store: Store, 
         await crash(store, later, max_crashes=2)
 
 
-async def test_jobs_of_a_schedule_that_must_not_run_twice_are_failed(store: Store, clock: FrozenClock, later: Later) -> None:
+async def test_jobs_of_a_schedule_that_must_not_run_twice_are_failed(
+    store: Store, clock: FrozenClock, later: Later
+) -> None:
     await put_schedule(store, clock.now_ms(), on_crash="fail")
     await claim_one(store)
     await crash(store, later)
     assert (await claim_one(store)).record.deferred
 
 
-# --- tidying up -----------------------------------------------------------------------------------------------------------------
+# --- tidying up -------------------------------------------------------------------------------------------------------
 
 
 async def test_due_jobs_become_ready(store: Store, later: Later) -> None:
@@ -329,10 +335,12 @@ async def test_an_age_limit_reaches_every_old_job_at_most_a_thousand_at_a_time(s
             await sweep(store, completed_age_ms=5_000)
 
 
-# --- idle schedules -------------------------------------------------------------------------------------------------------------
+# --- idle schedules ---------------------------------------------------------------------------------------------------
 
 
-async def test_a_schedule_with_a_pending_or_running_job_is_not_idle(store: Store, clock: FrozenClock, later: Later) -> None:
+async def test_a_schedule_with_a_pending_or_running_job_is_not_idle(
+    store: Store, clock: FrozenClock, later: Later
+) -> None:
     await put_schedule(store, clock.now_ms() + 500)
     assert (await sweep(store)).idle == ()
     later(SOON)

@@ -1,9 +1,5 @@
 """Tags: jobs that only some workers may run."""
 
-from workers_module.job.outcome import Completed
-from workers_module.job.state import JobState
-from workers_module.store.base import DedupSpec, Remove, Store
-
 from tests.store.helpers import (
     INTERVAL,
     LEASE,
@@ -25,6 +21,9 @@ from tests.store.helpers import (
     step,
     sweep,
 )
+from workers_module.job.outcome import Completed
+from workers_module.job.state import JobState
+from workers_module.store.base import DedupSpec, Remove, Store
 
 EU, GPU = ("eu",), ("gpu",)
 
@@ -35,7 +34,15 @@ async def test_a_worker_without_tags_runs_jobs_without_tags(store: Store) -> Non
 
 
 async def test_a_worker_with_tags_runs_jobs_that_share_one(store: Store) -> None:
-    await store.add([spec("none"), spec("eu", tags=EU), spec("gpu", tags=GPU), spec("both", tags=("eu", "gpu")), spec("us", tags=("us",))])
+    await store.add(
+        [
+            spec("none"),
+            spec("eu", tags=EU),
+            spec("gpu", tags=GPU),
+            spec("both", tags=("eu", "gpu")),
+            spec("us", tags=("us",)),
+        ]
+    )
     assert ids_of(await claim(store, 9, tags=EU)) == ["eu", "both"]
     assert ids_of(await claim(store, 9, tags=("gpu", "us"))) == ["gpu", "us"]
     assert ids_of(await claim(store, 9)) == ["none"]
@@ -53,7 +60,9 @@ async def test_a_tag_is_not_a_piece_of_another(store: Store) -> None:
 
 async def test_order_holds_over_all_tags_of_a_worker(store: Store) -> None:
     await store.add([spec("g1", tags=GPU), spec("e1", tags=EU), spec("g2", tags=GPU), spec("b1", tags=("eu", "gpu"))])
-    await store.add([spec("e0", tags=EU, priority=1), spec("g9", tags=GPU, priority=9), spec("b2", tags=("eu", "gpu"), priority=2)])
+    await store.add(
+        [spec("e0", tags=EU, priority=1), spec("g9", tags=GPU, priority=9), spec("b2", tags=("eu", "gpu"), priority=2)]
+    )
     assert ids_of(await claim(store, 3, tags=("eu", "gpu"))) == ["g1", "e1", "g2"]
     assert ids_of(await claim(store, 9, tags=("eu", "gpu"))) == ["b1", "e0", "b2", "g9"]
 

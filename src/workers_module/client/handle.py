@@ -1,18 +1,18 @@
 """What a producer gets back for a job: its name in the store, and the way to its result.
 
-All handles of a process share one `ResultWatcher`: it follows the events of each queue somebody waits for, once, however
-many wait. Events are hints and may be missing, so whoever waits also looks at the job itself, every few seconds.
+All handles of a process share one `ResultWatcher`: it follows the events of each queue somebody waits for, once,
+however many wait. Events are hints and may be missing, so whoever waits also looks at the job itself now and then.
 """
 
 import asyncio
 import contextvars
 import logging
 import random
+import traceback
 from collections import OrderedDict
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Any, Final, Generic, Literal, NamedTuple, TypeVar
-from weakref import WeakValueDictionary
 
 import anyio
 
@@ -46,6 +46,8 @@ _REMEMBERED: Final = 1_000
 """So many ends are kept for jobs whose handle comes after their end,"""
 _REMEMBERED_SIZE: Final = 16_777_216
 """as long as their results together have no more characters than this."""
+_REMEMBERED_ERRORS: Final = 100
+"""So many exceptions of failed jobs are kept."""
 _CANCEL_TRIES: Final = 5
 
 
@@ -66,7 +68,7 @@ class JobHandle(Generic[R_co]):
         deduplicated: The call added no job: this is the one that was there, by its id or its deduplication key.
     """
 
-    __slots__ = ("__weakref__", "_error", "_kind", "_ran", "_watcher", "deduplicated", "id", "queue")
+    __slots__ = ("__weakref__", "_kind", "_ran", "_watcher", "deduplicated", "id", "queue")
 
     id: str
     queue: str
@@ -98,7 +100,6 @@ class JobHandle(Generic[R_co]):
         self._kind = kind
         self._ran = ran
         self._watcher = watcher
-        self._error: BaseException | None = None
 
     async def result(self, timeout: Duration | None = "30s") -> R_co:
         """Wait until the job has ended, and return what its handler returned.
@@ -119,7 +120,7 @@ class JobHandle(Generic[R_co]):
         try:
             raw = await self._watcher.result(self.queue, self.id, limit)
         except JobFailedError as error:
-            raise error from self._error
+            raise error from self._watcher.error_of(self.queue, self.id)
         decoded: R_co = decode(raw, None if self._kind is None else self._kind.result_adapter)
         return decoded
 
@@ -143,34 +144,8 @@ class JobHandle(Generic[R_co]):
             return False
         return await cancel_job(self._watcher.store, self.queue, self.id)
 
-    def note_error(self, error: BaseException) -> None:
-        """Keep the exception the job failed with; for `LocalErrors`."""
-        self._error = error
-
     def __repr__(self) -> str:
         return f"<JobHandle {self.queue} {self.id}>"
-
-
-class LocalErrors:
-    """Brings the exception of a job that failed in this process to the handle that is held for it here.
-
-    Nothing is kept for jobs without a handle, and nothing longer than the handle lives.
-    """
-
-    __slots__ = ("_handles",)
-
-    def __init__(self) -> None:
-        self._handles: WeakValueDictionary[tuple[str, str], JobHandle[Any]] = WeakValueDictionary()
-
-    def track(self, handle: JobHandle[Any]) -> None:
-        """Remember a handle, weakly; of several for one job the newest."""
-        self._handles[handle.queue, handle.id] = handle
-
-    def note(self, queue: str, id: str, error: BaseException) -> None:
-        """Tell with which exception a job failed for good."""
-        handle = self._handles.get((queue, id))
-        if handle is not None:
-            handle.note_error(error)
 
 
 async def cancel_job(store: Store, queue: str, id: str) -> bool:
@@ -227,6 +202,21 @@ class ResultWatcher:
         self.store = store
         self._poll = poll
         self._followers: dict[str, _Follower] = {}
+        self._errors: OrderedDict[tuple[str, str], BaseException] = OrderedDict()
+
+    def note_error(self, queue: str, id: str, error: BaseException) -> None:
+        """Keep the exception with which a job failed for good in this process, for a while; before its end is settled.
+
+        Its frames lose their local variables, so that what the handler held is not kept with it.
+        """
+        traceback.clear_frames(error.__traceback__)
+        self._errors[queue, id] = error
+        if len(self._errors) > _REMEMBERED_ERRORS:
+            self._errors.popitem(last=False)
+
+    def error_of(self, queue: str, id: str) -> BaseException | None:
+        """Return the exception with which a job failed in this process, if that is still known."""
+        return self._errors.get((queue, id))
 
     async def result(self, queue: str, id: str, timeout: float | None) -> bytes:
         """Return the stored result of a job, as JSON, once it has completed.
@@ -258,7 +248,7 @@ class ResultWatcher:
 
     @asynccontextmanager
     async def following(self, queue: str) -> AsyncGenerator[None]:
-        """Follow a queue from now on: a job added inside may be removed at its end, and its result comes all the same."""
+        """Follow a queue from now on: also a job that is removed at its end then leaves its result here."""
         async with self._following(queue):
             yield
 
@@ -426,7 +416,8 @@ class _Follower:
                             self._hear(event)
             except StoreError as error:
                 _log.debug("events of queue %s: %s", self.queue, error)
-            except Exception as error:  # noqa: BLE001 - waiters look for themselves; without a follower they are only slow
+            except Exception as error:
+                # Whoever waits looks for itself: without events it is slow, not lost.
                 _log.log(logging.DEBUG if failures else logging.ERROR, "events of queue %s", self.queue, exc_info=error)
             failures += 1
             await anyio.sleep(min(0.05 * 2 ** min(failures, 6), 2.0) * random.uniform(0.5, 1.0))  # noqa: S311

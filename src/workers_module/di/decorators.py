@@ -10,6 +10,8 @@ from typing import Any, ClassVar, Concatenate, Final, Generic, Literal, TypeVar
 
 from dishka import FromComponent, Scope
 
+from workers_module.client.producer import check_defaults
+from workers_module.client.queue import Queue
 from workers_module.clock import Duration, duration_ms
 from workers_module.di.metadata import (
     MISSING,
@@ -23,12 +25,11 @@ from workers_module.di.metadata import (
     Singleton,
     attach,
 )
-from workers_module.client.queue import Queue
 from workers_module.errors import ConfigurationError, InvalidNameError, RegistrationError, ScheduleError
 from workers_module.job.events import QUEUE_EVENTS, WORKER_EVENTS, QueueEventName, WorkerEventName
 from workers_module.job.job import Job
 from workers_module.job.names import check_name
-from workers_module.job.options import JobOptions, check
+from workers_module.job.options import JobOptions
 from workers_module.job.sandbox import Sandbox
 from workers_module.job.schedule import CatchUp, Schedule
 
@@ -45,8 +46,8 @@ DEFAULT_QUEUE: Final = "default"
 class Worker(ABC, Generic[A_contra, R_co]):
     """A class that handles one kind of job: its arguments are ``A``, its result is ``R``.
 
-    The job is named after the class unless ``job_name`` is set. The queue is ``default`` unless `processor` names another. What
-    the work needs is asked for in ``__init__``; `JobContext` too.
+    The job is named after the class unless ``job_name`` is set. The queue is ``default`` unless `processor` names
+    another. What the work needs is asked for in ``__init__``; `JobContext` too.
 
     Example:
         ::
@@ -101,7 +102,8 @@ def processor(
 ) -> Callable[[TargetT], TargetT]:
     """Make a class serve a queue, or a function take every job of it that has no handler of its own.
 
-    A class handles jobs in methods with `process`; a plain method called ``process`` takes the jobs that no other handler takes.
+    A class handles jobs in methods with `process`; a plain method called ``process`` takes the jobs that no other
+    handler takes.
 
     Args:
         queue: The queue's name or class.
@@ -119,7 +121,7 @@ def processor(
 
     Source: NestJS ``@Processor``.
     """
-    if not (isinstance(queue, str) or (isinstance(queue, type) and issubclass(queue, Queue))):
+    if not isinstance(queue, str) and not _is_queue_class(queue):
         raise RegistrationError("@processor needs a queue: @processor('email')")
     if concurrency is not None and (isinstance(concurrency, bool) or concurrency < 1):
         raise RegistrationError(f"@processor: concurrency {concurrency!r} is not a whole number from 1 up")
@@ -128,7 +130,7 @@ def processor(
     return _attaching(
         "@processor",
         ProcessorLabel(
-            queue=_checked_queue("@processor", queue),
+            queue=check_queue("@processor", queue),
             name=None if name is None else _checked_name("@processor", "queue", name),
             concurrency=concurrency,
             scope=scope,
@@ -184,8 +186,8 @@ def job(
 ) -> Callable[[HandlerT], HandlerT]:
     """Make a function handle the jobs of one name.
 
-    Its first parameter is the payload, ``data: YourModel``, or the job, ``job: Job[YourModel]``; further ones are ``Job[...]``,
-    `JobContext`, or injected.
+    Its first parameter is the payload, ``data: YourModel``, or the job, ``job: Job[YourModel]``; further ones are
+    ``Job[...]``, `JobContext`, or injected.
 
     Args:
         name: The job's name; the function's name unless given.
@@ -202,7 +204,7 @@ def job(
         "@job",
         JobLabel(
             name=_checked_job_name("@job", name),
-            queue=_checked_queue("@job", queue),
+            queue=check_queue("@job", queue),
             options=_checked_options("@job", options),
             tags=_checked_tags("@job", tags),
             singleton=_checked_singleton("@job", singleton),
@@ -228,8 +230,8 @@ def cron(
 ) -> Callable[[HandlerT], HandlerT]:
     """Run a handler, a method or a function at the times of a cron expression.
 
-    On a handler each tick adds a job with ``data``. Anything else is called without arguments but injected ones, as a job on the
-    queue ``cron.<worker name>``. Several may be stacked.
+    On a handler each tick adds a job with ``data``. Anything else is called without arguments but injected ones, as a
+    job on the queue ``cron.<worker name>``. Several may be stacked.
 
     Args:
         expression: Five fields, or six with the seconds first, or ``@daily`` and its kind; see `CronExpression`.
@@ -241,7 +243,8 @@ def cron(
         threshold: A slot later than this is skipped.
         initial_delay: No slot before the process has run so long.
         jitter: Each job starts up to so much after its slot.
-        catch_up: What becomes of slots missed while nobody ran; ``latest`` unless given, ``none`` with ``every_instance``.
+        catch_up: What becomes of slots missed while nobody ran; ``latest`` unless given, ``none`` with
+            ``every_instance``.
         lock: A run holds this distributed lock, or is skipped.
         every_instance: Fires in every process, directly, instead of once in all.
 
@@ -352,8 +355,8 @@ def timeout(
 def on_worker_event(event: WorkerEventName) -> Callable[[HandlerT], HandlerT]:
     """Have a method called when something happened to a job, or to a queue's worker, in this process.
 
-    Parameters are matched by name: ``job``, ``result``, ``error``, ``progress``, as the event has them, and ``event`` for the whole; all
-    others are injected. What the method raises is logged and changes nothing.
+    Parameters are matched by name: ``job``, ``result``, ``error``, ``progress``, as the event has them, and ``event``
+    for the whole; all others are injected. What the method raises is logged and changes nothing.
 
     Args:
         event: The event's name.
@@ -373,8 +376,8 @@ def on_worker_event(event: WorkerEventName) -> Callable[[HandlerT], HandlerT]:
 def on_queue_event(event: QueueEventName, *, queue: QueueRef | None = None) -> Callable[[HandlerT], HandlerT]:
     """Have a method called when something happened to a queue in any process; possibly twice.
 
-    Parameters are matched by name: ``job_id``, ``result``, ``error``, ``progress``, as the event has them, and ``event`` for the whole; all
-    others are injected. What the method raises is logged and changes nothing.
+    Parameters are matched by name: ``job_id``, ``result``, ``error``, ``progress``, as the event has them, and
+    ``event`` for the whole; all others are injected. What the method raises is logged and changes nothing.
 
     Args:
         event: The event's name.
@@ -391,33 +394,57 @@ def on_queue_event(event: QueueEventName, *, queue: QueueRef | None = None) -> C
         raise RegistrationError(f"@on_queue_event: unknown event {event!r}; known: {', '.join(QUEUE_EVENTS)}")
     return _attaching(
         "@on_queue_event",
-        ListenerLabel(queue_event=event, queue=None if queue is None else _checked_queue("@on_queue_event", queue)),
+        ListenerLabel(queue_event=event, queue=None if queue is None else check_queue("@on_queue_event", queue)),
     )
 
 
 def _attaching(decorator: str, label: Label, *, classes: bool = False) -> Callable[[TargetT], TargetT]:
     def decorate(target: TargetT) -> TargetT:
-        if isinstance(target, type):
-            if not classes:
-                raise RegistrationError(f"{decorator} goes on a function or method; on a class write @processor('email')")
-        elif not (inspect.isroutine(target) or isinstance(target, staticmethod | classmethod)):
-            raise RegistrationError(f"{decorator} goes on a function or a method, not on {target!r}")
+        given: object = target
+        if isinstance(given, type) and not classes:
+            raise RegistrationError(f"{decorator} goes on a function or method; on a class write @processor('email')")
+        if not _is_class_or_function(given):
+            raise RegistrationError(f"{decorator} goes on a function or a method, not on {given!r}")
         try:
-            attach(target, label)
+            attach(given, label)
         except AttributeError:
-            raise RegistrationError(f"{decorator}: {target!r} takes no label; wrap it in a function of your own") from None
+            raise RegistrationError(
+                f"{decorator}: {given!r} takes no label; wrap it in a function of your own"
+            ) from None
         return target
 
     return decorate
 
 
-def _checked_queue(decorator: str, queue: QueueRef) -> QueueRef:
+def _is_class_or_function(given: object) -> bool:
+    return isinstance(given, type | staticmethod | classmethod) or inspect.isroutine(given)
+
+
+def _is_queue_class(given: object) -> bool:
+    return isinstance(given, type) and issubclass(given, Queue)
+
+
+def check_queue(where: str, queue: QueueRef) -> QueueRef:
+    """Return a queue's name or class if it can be one.
+
+    Args:
+        where: What the error message begins with.
+        queue: What was given.
+
+    Raises:
+        InvalidNameError: The name cannot be kept by every store.
+        RegistrationError: It is neither a name nor the class of a queue that has a name.
+    """
     if isinstance(queue, str):
-        return _checked_name(decorator, "queue", queue)
-    if not (isinstance(queue, type) and issubclass(queue, Queue)):
-        raise RegistrationError(f"{decorator}: {queue!r} is no queue; write its name, or a class EmailQueue(Queue[EmailJob], name='email')")
+        return _checked_name(where, "queue", queue)
+    if not _is_queue_class(queue):
+        raise RegistrationError(
+            f"{where}: {queue!r} is no queue; write its name, or a class EmailQueue(Queue[EmailJob], name='email')"
+        )
     if not getattr(queue, "name", None):
-        raise RegistrationError(f"{decorator}: {queue.__name__} has no name; write class {queue.__name__}(Queue[...], name='email')")
+        raise RegistrationError(
+            f"{where}: {queue.__name__} has no name; write class {queue.__name__}(Queue[...], name='email')"
+        )
     return queue
 
 
@@ -452,7 +479,7 @@ def _checked_singleton(decorator: str, singleton: Singleton) -> Singleton:
 
 def _checked_options(decorator: str, options: JobOptions | None) -> JobOptions:
     try:
-        return JobOptions() if options is None else check(options, decorator)
+        return JobOptions() if options is None else check_defaults(options, decorator)
     except TypeError as error:
         raise RegistrationError(str(error)) from None
 

@@ -124,7 +124,7 @@ class ListenerLabel:
 
 
 Label = ProcessorLabel | ProcessLabel | JobLabel | ScheduleLabel | ListenerLabel
-LabelT = TypeVar("LabelT", ProcessorLabel, ProcessLabel, JobLabel, ScheduleLabel, ListenerLabel)
+LabelT = TypeVar("LabelT", bound=Label)
 
 _ATTRIBUTE: Final = "__workers_labels__"
 _NO_LABELS: Final[Mapping[str, Sequence[Label]]] = MappingProxyType({})
@@ -148,9 +148,9 @@ def attach(target: object, label: Label) -> None:
 def labels(target: object) -> tuple[Label, ...]:
     """Return an object's own labels, in the order of the code; a class's labels are not inherited."""
     own: tuple[Label, ...] = getattr(target, "__dict__", {}).get(_ATTRIBUTE, ())
-    if isinstance(target, staticmethod | classmethod):
-        return (*own, *labels(target.__func__))
-    return own
+    # A staticmethod or classmethod does not take over what its function carries.
+    inner: object = getattr(target, "__func__", None)
+    return own if inner is None or own else labels(inner)
 
 
 def of_kind(found: Sequence[Label], kind: type[LabelT]) -> tuple[LabelT, ...]:

@@ -1,9 +1,8 @@
 """All features of one container merged: what there is to run, by which names, and what of it this process runs."""
 
 import inspect
-import json
 from collections import Counter, defaultdict
-from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from itertools import pairwise
@@ -13,8 +12,10 @@ from typing import Any, Final, Literal
 import anyio.to_thread
 from dishka import AsyncContainer
 
+from workers_module.client.producer import QueueSpec
 from workers_module.client.queue import Queue
-from workers_module.di.explorer import Entry, FoundHandler, FoundListener, FoundSchedule
+from workers_module.di.foreground import ForegroundIntake
+from workers_module.di.found import Entry, FoundHandler, FoundListener, FoundSchedule
 from workers_module.di.metadata import queue_name
 from workers_module.di.provider import Attempt, Backoffs, Feature, opening
 from workers_module.errors import RegistrationError, UnknownJobError, UnknownWorkerError
@@ -24,9 +25,6 @@ from workers_module.job.kind import JobKind
 from workers_module.job.options import JobOptions, merge, write_options
 from workers_module.worker.context import JobContext
 from workers_module.worker.handler import Call, Handler, Listener, QueuePlan, ScheduleSpec, WorkPlan
-
-Perform = Callable[[FoundHandler, bytes], Awaitable[object]]
-"""Runs a handler here and now with a payload in JSON, and raises what it raises."""
 
 _MOST_NAMES: Final = 1_000
 
@@ -65,10 +63,12 @@ class WorkerRegistry:
         """
         faults = [*_root_faults(features), *_queue_faults(features)]
         self._container = container
-        self.handlers: tuple[FoundHandler, ...] = tuple(one for feature in features for one in feature.explored.handlers)
+        self.handlers: tuple[FoundHandler, ...] = tuple(
+            one for feature in features for one in feature.explored.handlers
+        )
         self._listeners = tuple(one for feature in features for one in feature.explored.listeners)
         found = tuple(one for feature in features for one in feature.explored.schedules)
-        faults += [*_handler_faults(self.handlers, found), *_schedule_faults(found), *_backoff_faults(features)]
+        faults += [*_handler_faults(self.handlers), *_schedule_faults(found), *_backoff_faults(features)]
         if faults:
             raise RegistrationError("\n".join(dict.fromkeys(faults)))
         self._queue_classes = dict(_queue_classes(features))
@@ -76,7 +76,6 @@ class WorkerRegistry:
         self.backoffs: Backoffs = {name: own for feature in features for name, own in feature.backoffs.items()}
         self._found_schedules = {one.name: one for one in found}
         self.schedules: tuple[ScheduleSpec, ...] = tuple(map(self._schedule_spec, found))
-        self._ticks = frozenset(id(one.handler) for one in found if one.is_direct)
         self._by_queue: dict[str, dict[str | None, FoundHandler]] = defaultdict(dict)
         self._by_full_name: dict[str, list[FoundHandler]] = defaultdict(list)
         self._by_name: dict[str, list[FoundHandler]] = defaultdict(list)
@@ -92,12 +91,12 @@ class WorkerRegistry:
         self._bound: dict[int, Handler] = {}
         self._named: dict[tuple[int, str], JobKind] = {}
 
-    # -- looking up --------------------------------------------------------------------------------------------------------------
+    # -- looking up ----------------------------------------------------------------------------------------------------
 
     @property
     def names(self) -> tuple[str, ...]:
         """The full names of all handlers but those of plain schedules, sorted."""
-        return tuple(sorted(one.kind.full_name for one in self.handlers if id(one) not in self._ticks))
+        return tuple(sorted(one.kind.full_name for one in self.handlers if not one.is_tick))
 
     @property
     def queues(self) -> tuple[str, ...]:
@@ -108,8 +107,20 @@ class WorkerRegistry:
     def workers(self) -> tuple[str, ...]:
         """The worker names that can be selected, sorted."""
         own = {one.spec.worker for one in self.handlers}
-        queues = {one.kind.queue for one in self.handlers if id(one) not in self._ticks}
+        queues = {one.kind.queue for one in self.handlers if not one.is_tick}
         return tuple(sorted(own | queues | self._declared_queues))
+
+    @property
+    def kinds(self) -> tuple[JobKind, ...]:
+        """The kinds of jobs this process has handlers for."""
+        return tuple(one.kind for one in self.handlers)
+
+    @property
+    def queue_specs(self) -> tuple[QueueSpec, ...]:
+        """What the classes of queues say of them."""
+        return tuple(
+            QueueSpec(name=name, payload=cls.payload, options=cls.options) for name, cls in self._queue_classes.items()
+        )
 
     def queue_class(self, queue: str) -> type[Queue[Any]] | None:
         """Return the class of a queue, where one was given or named by a handler."""
@@ -143,8 +154,9 @@ class WorkerRegistry:
         """Return what a reference means.
 
         Args:
-            reference: A function, a method (bound or not, also an inherited one), a `Worker` class, or a name: ``"build_report"`` or
-                ``"reports.build_report"``, compared whole. A handler that takes any name is meant by ``"<queue>.<name>"``.
+            reference: A function, a method (bound or not, also an inherited one), a `Worker` class, or a name:
+                ``"build_report"`` or ``"reports.build_report"``, compared whole. A handler that takes any name is
+                meant by ``"<queue>.<name>"``.
 
         Raises:
             UnknownJobError: No handler fits, or several do.
@@ -157,7 +169,7 @@ class WorkerRegistry:
             source, owner = reference.__func__, type(reference.__self__)
         # Scheduled methods are their own jobs' handlers, but a reference to a handler means its job.
         found = list(dict.fromkeys(self._by_source.get(id(source), ())))
-        named = [one for one in found if id(one) not in self._ticks] or found
+        named = [one for one in found if not one.is_tick] or found
         exact = [one for one in named if one.entry.function is source or one.spec.target is source] or named
         if owner is not None:
             exact = [one for one in named if one.entry.owner is owner] or [
@@ -185,7 +197,9 @@ class WorkerRegistry:
         known = self.names
         if several:
             full = ", ".join(sorted(one.kind.full_name for one in several))
-            return UnknownJobError(f"{name!r} fits several handlers: {full}; pass the full name", name=name, known=known)
+            return UnknownJobError(
+                f"{name!r} fits several handlers: {full}; pass the full name", name=name, known=known
+            )
         available = f"available: {', '.join(known) or 'none'}"
         candidates = [*known, *(one.kind.name for one in self.handlers if one.kind.name is not None)]
         close = get_close_matches(name, candidates, n=1, cutoff=0.8)
@@ -214,7 +228,7 @@ class WorkerRegistry:
         """Return a declared schedule by name."""
         return self._found_schedules.get(name)
 
-    # -- binding -----------------------------------------------------------------------------------------------------------------
+    # -- binding -------------------------------------------------------------------------------------------------------
 
     async def bound(self, handler: FoundHandler) -> Handler:
         """Return a handler with the container behind it; the same object each time.
@@ -231,6 +245,11 @@ class WorkerRegistry:
                 bound = Handler(spec=handler.spec, opening=opening(self._container, key))
             bound = self._bound.setdefault(id(handler), bound)
         return bound
+
+    @property
+    def listeners(self) -> tuple[Listener, ...]:
+        """Every listener, with the container behind it."""
+        return tuple(listener for found in self._listeners for listener in self._listener(found))
 
     def _listener(self, found: FoundListener) -> Iterator[Listener]:
         label, entry = found.label, found.entry
@@ -278,14 +297,14 @@ class WorkerRegistry:
             job = event.job if isinstance(event, WorkerEvent) else None
             if job is not None:
                 context[Job] = job
-                if isinstance(job._context, JobContext):  # noqa: SLF001
-                    context[JobContext] = job._context  # noqa: SLF001
+                if isinstance(job._context, JobContext):
+                    context[JobContext] = job._context
             async with Attempt(container, key, context) as bound:
                 await _invoke(bound, event, is_async=is_async)
 
         return call
 
-    def _tick(self, found: FoundSchedule, perform: Perform | None) -> Callable[[], Awaitable[None]]:
+    def _tick(self, found: FoundSchedule) -> Callable[[], Awaitable[None]]:
         container, entry = self._container, found.handler.entry
         is_async = entry.is_async
 
@@ -297,15 +316,14 @@ class WorkerRegistry:
             await _invoke(await container.get(entry.key), None, is_async=is_async)
 
         async def call_handler() -> None:
-            if perform is None:
-                raise RegistrationError(f"{found.handler.spec.label}: every_instance on a handler needs perform=")
-            await perform(found.handler, found.data)
+            here = await container.get(ForegroundIntake)
+            await here.perform(found.handler, found.data)
 
-        if not found.is_direct:
+        if not found.handler.is_tick:
             return call_handler
         return call_static if found.handler.is_static else call
 
-    # -- selecting ---------------------------------------------------------------------------------------------------------------
+    # -- selecting -----------------------------------------------------------------------------------------------------
 
     def select(
         self,
@@ -346,22 +364,19 @@ class WorkerRegistry:
             raise UnknownWorkerError("; ".join([text, *dict.fromkeys(hints)]))
         return frozenset(known) if "all" in wanted else frozenset(wanted)
 
-    async def plan(
-        self, workers: Collection[str], *, concurrency: int = 10, perform: Perform | None = None
-    ) -> WorkPlan:
+    async def plan(self, workers: Collection[str], *, concurrency: int = 10) -> WorkPlan:
         """Return all that a process with these workers runs; classes that are built once are built here.
 
-        A queue is consumed whole: with any of its workers go all of its handlers, because a claim takes any of its jobs.
+        A queue is consumed whole: with any of its workers go all of its handlers, because a claim takes any of its
+        jobs.
 
         Args:
             workers: Worker names; see `select`.
             concurrency: Jobs at once in queues whose handlers say nothing.
-            perform: Runs a handler here and now; needed where one has an ``every_instance`` schedule.
         """
         chosen = {one.kind.queue for one in self.handlers if _is_selected(one, workers)}
         queues = [
-            await self._queue_plan(queue, list(self._by_queue[queue].values()), concurrency)
-            for queue in sorted(chosen)
+            await self._queue_plan(queue, list(self._by_queue[queue].values()), concurrency) for queue in sorted(chosen)
         ]
         found = [one for one in self._found_schedules.values() if _is_selected(one.handler, workers)]
         names = {one.name for one in found}
@@ -374,7 +389,7 @@ class WorkerRegistry:
                 if workers and (one.handlers is None or any(handler.kind.queue in chosen for handler in one.handlers))
                 for listener in self._listener(one)
             ),
-            ticks={one.name: self._tick(one, perform) for one in found if one.label.every_instance},
+            ticks={one.name: self._tick(one) for one in found if one.label.every_instance},
             backoffs=self.backoffs,
         )
 
@@ -412,13 +427,13 @@ class WorkerRegistry:
         )
 
     def options_template(self, handler: FoundHandler) -> bytes:
-        """Return the options that a schedule gives a handler's jobs, in BullMQ's JSON, and their tags."""
-        options = merge(self.queue_options(handler.kind.queue), handler.kind.options)
-        value: dict[str, Any] = json.loads(write_options(options))
-        tags = sorted({*options.get("tags", ()), *handler.kind.tags})
+        """Return the options that a schedule gives a handler's jobs, in BullMQ's JSON with their tags."""
+        layers = (self.queue_options(handler.kind.queue), handler.kind.options)
+        options = merge(*layers)
+        tags = {*handler.kind.tags, *(tag for layer in layers for tag in layer.get("tags", ()))}
         if tags:
-            value["tags"] = tags
-        return json.dumps(value, ensure_ascii=False, separators=(",", ":"), sort_keys=True).encode()
+            options["tags"] = sorted(tags)
+        return write_options(options, template=True)
 
 
 def _is_selected(handler: FoundHandler, workers: Collection[str]) -> bool:
@@ -442,7 +457,7 @@ def _name_of(reference: object) -> str:
     return name.rpartition("<locals>.")[2]
 
 
-# --- faults ---------------------------------------------------------------------------------------------------------------------
+# --- faults -----------------------------------------------------------------------------------------------------------
 
 
 def _root_faults(features: Sequence[Feature]) -> Iterator[str]:
@@ -470,13 +485,12 @@ def _queue_faults(features: Sequence[Feature]) -> Iterator[str]:
             yield f"queue {cls.name!r} is registered with different payload or options by {by!r} and {feature!r}"
 
 
-def _handler_faults(handlers: Sequence[FoundHandler], schedules: Sequence[FoundSchedule]) -> Iterator[str]:
-    ticks = {id(one.handler) for one in schedules if one.is_direct}
+def _handler_faults(handlers: Sequence[FoundHandler]) -> Iterator[str]:
     by_kind: dict[tuple[str, str | None], list[FoundHandler]] = defaultdict(list)
     by_queue: dict[str, dict[object, FoundHandler]] = defaultdict(dict)
     for handler in handlers:
         # Two plain schedules of one name are told of as such.
-        if id(handler) not in ticks:
+        if not handler.is_tick:
             by_kind[handler.kind.queue, handler.kind.name].append(handler)
         if handler.spec.concurrency is not None:
             by_queue[handler.kind.queue].setdefault(handler.entry.owner or handler.entry.function, handler)

@@ -8,10 +8,10 @@ data without a type must be JSON as it is.
 import json
 import math
 import re
-import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field, is_dataclass
-from typing import Any, Final
+from functools import lru_cache
+from typing import Any, Final, cast
 from weakref import WeakKeyDictionary
 
 from pydantic import BaseModel, ConfigDict, JsonValue, TypeAdapter, ValidationError
@@ -39,6 +39,9 @@ _BYTES: Final[tuple[type, ...]] = (bytes, bytearray, memoryview)
 _JSON: Final = TypeAdapter[Any](JsonValue, config=ConfigDict(ser_json_inf_nan="constants"))
 # What pydantic makes of the commonest keys that are not text.
 _TURNED_KEY = re.compile(rb'"(?:-?[0-9][0-9.]*|true|false|None)":')
+# Python writes longer integers in some ways and reads them in none.
+_READABLE_DIGITS: Final = 4_300
+_UNREADABLE = re.compile(rb"[0-9]{4301}")
 _MANY_DIGITS = re.compile(rb"\d{16}")
 _TEXT = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"')
 _TO_BRACKETS = bytes.maketrans(b"{}", b"[]")
@@ -86,7 +89,7 @@ def validate(value: object, adapter: TypeAdapter[Any] | None, *, what: str) -> A
         return adapter.validator.validate_python(value)
     except ValidationError as error:
         for fault in error.errors(include_url=False, include_context=False, include_input=False):
-            if fault["type"] == "recursion_loop":
+            if fault["type"].startswith("recursion"):
                 raise TooDeepError(f"{what}: the data contains itself, or is nested too deeply") from None
         raise
 
@@ -110,6 +113,9 @@ def dump(
         raise TooLargeError(f"{what}: {len(raw):,} bytes of JSON; the limit is {max_bytes:,}")
     if raw.count(b"[") + raw.count(b"{") > MAX_DEPTH and _depth(raw) > MAX_DEPTH:
         raise TooDeepError(f"{what}: nested deeper than {MAX_DEPTH}")
+    if len(raw) > _READABLE_DIGITS and _UNREADABLE.search(raw):
+        look = _Walk(what).plain if form.plain else _Walk(what).blame
+        look(value)
     if not exact_integers and _MANY_DIGITS.search(raw):
         _Walk(what, exact_integers=False).plain(json.loads(raw))
     return raw
@@ -201,6 +207,11 @@ def _form(adapter: TypeAdapter[Any]) -> _Form:
     return form
 
 
+@lru_cache(maxsize=256)
+def _adapter(model: Hashable) -> TypeAdapter[Any]:
+    return TypeAdapter(cast("Any", model))
+
+
 def _read_form(adapter: TypeAdapter[Any]) -> _Form:
     schema = adapter.core_schema
     if schema["type"] == "any":
@@ -243,22 +254,20 @@ def _parts(schema: Any) -> Iterator[Mapping[str, Any]]:
 
 
 def _dump_plain(value: object, what: str) -> bytes:
-    try:
-        raw = _JSON.serializer.to_json(_JSON.validator.validate_python(value))
-    except ValueError:
+    raw = _written(lambda: _JSON.serializer.to_json(_JSON.validator.validate_python(value)))
+    if raw is None:
         # Not JSON as it is: models and tuples have a form in JSON, and of the rest the walk says where it stands.
         raw = json.dumps(_Walk(what).plain(value), ensure_ascii=False, separators=(",", ":")).encode()
-    if b"NaN" in raw or b"Infinity" in raw:
+    elif b"NaN" in raw or b"Infinity" in raw:
         _Walk(what).plain(value)
     return raw
 
 
 def _dump_typed(value: object, form: _Form, what: str) -> bytes:
-    try:
-        raw: bytes = form.serializer.to_json(value, by_alias=True, round_trip=True, warnings=False)
-    except (PydanticSerializationError, ValueError, RecursionError):
+    raw = _written(lambda: form.serializer.to_json(value, by_alias=True, round_trip=True, warnings=False))
+    if raw is None:
         _Walk(what).blame(value)
-        raise NotSerializableError(f"{what}: pydantic cannot write a {_type_name(value)} as JSON") from None
+        raise NotSerializableError(f"{what}: pydantic cannot write a {_type_name(value)} as JSON")
     if form.floats and b"null" in raw:
         # Most nulls are None: one look at the text of it all is cheaper than a walk.
         text = repr(form.serializer.to_python(value, round_trip=True, warnings=False))
@@ -271,6 +280,14 @@ def _dump_typed(value: object, form: _Form, what: str) -> bytes:
     if form.opaque and form.text_keys and _TURNED_KEY.search(raw):
         _Walk(what, keys=True).blame(value)
     return raw
+
+
+def _written(write: Callable[[], bytes]) -> bytes | None:
+    """Return what is written, or None where it cannot be: pydantic's own errors show the data."""
+    try:
+        return write()
+    except (ValueError, RecursionError):
+        return None
 
 
 def _depth(raw: bytes) -> int:
@@ -298,8 +315,6 @@ class _Walk:
         self._floats = floats
         self._keys = keys
         self._largest = None if exact_integers else MAX_EXACT
-        # Longer ones can be written, but Python refuses to read them.
-        self._digits = sys.get_int_max_str_digits() or sys.maxsize
 
     def plain(self, value: Any, path: str = "$", depth: int = 0) -> Any:
         """Return the value as JSON has it, or raise the first fault."""
@@ -324,17 +339,25 @@ class _Walk:
             )
         if isinstance(value, BaseModel) or (is_dataclass(value) and hasattr(value, "__pydantic_serializer__")):
             self._go_in(path, depth)
-            try:
-                encoded = to_jsonable_python(value, by_alias=True, round_trip=True)
-            except (PydanticSerializationError, ValueError, RecursionError):
-                self.blame(value, path, depth)
-                raise NotSerializableError(
-                    f"{self._what}: pydantic cannot write a value of type {_type_name(value)} as JSON", path=_cut(path)
-                ) from None
+            encoded = self._encoded(value, path, depth)
             return self.plain(encoded, path, depth)
         raise NotSerializableError(
             f"{self._what}: JSON has no {_type_name(value)}; convert it, or give the payload a model that writes it",
             path=_cut(path),
+        )
+
+    def _encoded(self, value: Any, path: str, depth: int) -> Any:
+        """Return what a model makes of itself."""
+        form = _form(_adapter(cast("Hashable", type(value))))
+        if form.opaque:
+            _Walk(self._what, floats=True, keys=form.text_keys).blame(value, path, depth)
+        try:
+            return to_jsonable_python(value, by_alias=True, round_trip=True)
+        except (ValueError, RecursionError):
+            pass
+        self.blame(value, path, depth)
+        raise NotSerializableError(
+            f"{self._what}: pydantic cannot write a value of type {_type_name(value)} as JSON", path=_cut(path)
         )
 
     def blame(self, value: Any, path: str = "$", depth: int = 0) -> None:
@@ -344,6 +367,8 @@ class _Walk:
             self.blame(item, step, depth + 1)
         if isinstance(value, str):
             self._text(value, path)
+        elif isinstance(value, int):
+            self._integer(value, path)
         elif isinstance(value, float):
             if self._floats:
                 self._float(value, path)
@@ -406,8 +431,8 @@ class _Walk:
                 f"{self._what}: JavaScript readers round integers beyond 2^53 - 1; send it as text", path=_cut(path)
             )
         # A digit is worth more than 3.32 bits.
-        if value.bit_length() > self._digits * 3.3219:
-            raise BadNumberError(f"{self._what}: an integer of more than {self._digits:,} digits", path=_cut(path))
+        if value.bit_length() > _READABLE_DIGITS * 3.3219:
+            raise BadNumberError(f"{self._what}: an integer of more than {_READABLE_DIGITS:,} digits", path=_cut(path))
         return value
 
 

@@ -17,6 +17,7 @@ from workers_module.errors import (
     JobExpiredError,
     JobFailedError,
     JobTimeoutError,
+    RemoteError,
 )
 from workers_module.job.record import JobRecord
 
@@ -46,6 +47,8 @@ def reason_of(error: BaseException) -> str:
 
 def trace_of(error: BaseException) -> str:
     """Return the traceback as text; its last line begins with the class name."""
+    if isinstance(error, RemoteError):
+        return cut(error.trace)
     if isinstance(error, JobFailedError) and error.__traceback__ is None:
         return cut(f"{type(error).__name__}: {error.message}")
     lines = traceback.format_exception(error, chain=True)

@@ -422,6 +422,7 @@ class StoredOptions:
         job_id: The id its producer gave it.
         dedup: Its deduplication.
         on_failure: What its final failure does to its parent; None where nothing is said.
+        tags: The tags of a schedule's jobs; those of other jobs stand in their record.
         trace_context: The telemetry carrier, as text.
     """
 
@@ -439,6 +440,7 @@ class StoredOptions:
     job_id: str | None = None
     dedup: Dedup | None = None
     on_failure: OnFailure | None = None
+    tags: tuple[str, ...] = ()
     trace_context: str | None = None
 
 
@@ -567,6 +569,7 @@ def read_options(opts: bytes) -> StoredOptions:
         job_id=value["jobId"] if isinstance(value.get("jobId"), str) else None,
         dedup=_read_dedup(value.get("de")),
         on_failure=flag,  # type: ignore[arg-type]
+        tags=_read_tags(value.get("tags")),
         trace_context=value["tm"] if isinstance(value.get("tm"), str) else None,
     )
 
@@ -616,6 +619,11 @@ def _read_keep(value: object) -> Keep | None:
         return Keep()
     count = _number(value)
     return None if count is None else Keep(count=count)
+
+
+def _read_tags(value: object) -> tuple[str, ...]:
+    tags: list[object] = value if isinstance(value, list) else []  # pyright: ignore[reportUnknownVariableType]
+    return tuple(sorted({tag for tag in tags if isinstance(tag, str)}))
 
 
 def _read_dedup(value: object) -> Dedup | None:

@@ -123,7 +123,8 @@ class JobSpec:
 class Added(NamedTuple):
     """What became of one `JobSpec`.
 
-    ``id`` and ``state`` are those of the job that counts now: the new one, or the one that was there (``existing``).
+    ``id`` and ``state`` are those of the job that counts now: the new one, or the one that was there (``existing``). A
+    job that still holds its deduplication key but was not kept at its end counts as completed.
     """
 
     id: str
@@ -270,7 +271,7 @@ class SweepReply:
 
     Attributes:
         recovered: Jobs taken back from dead workers.
-        idle: Schedules whose current job is missing or ended.
+        idle: Schedules, not paused, whose current job is missing or ended.
         wake_at: As in `StepReply`.
         more: The 50 ms were over before the work was; call again.
         now: The store's clock.
@@ -672,6 +673,10 @@ class Store(Protocol):
         """Finish what was begun and let go of every connection; repeatable."""
         ...
 
+    async def now(self) -> int:
+        """Return the store's clock."""
+        ...
+
     def renewer(self) -> Renewer:
         """Return a renewer with a connection of its own, made at its first use."""
         ...
@@ -736,9 +741,8 @@ class Store(Protocol):
         * Retention: `Keep` of the outcome, applied once per distinct one after the last insertion. ``count=0`` deletes
           at once; the events
           come all the same.
-        * ``drained`` is written at the end of a step that settled something, if nothing is waiting, prioritized or
-          active (and, if
-          ``take`` > 0, nothing delayed).
+        * ``drained`` is written at the end of a step in which a job ended, if nothing is waiting, prioritized or active
+          (and, if ``take`` > 0, nothing delayed).
         """
         ...
 
@@ -825,10 +829,9 @@ class Store(Protocol):
     async def move(self, queue: str, selection: Selection, action: Action, *, now: int | None = None) -> list[str]:
         """Move or delete jobs; the ids moved, in order.
 
-        Active jobs, and a schedule's current job (unless it has ended and the schedule is gone), are skipped. Retried
-        jobs go behind, a job
-        with ``lifo`` and no priority in front; promoted ones behind. At most 10,000 jobs a call: call again while it
-        returns as many.
+        Active jobs are skipped, and the current job of a schedule that still exists is not removed. Retried jobs go
+        behind, a job with ``lifo`` and no priority in front; promoted ones behind. At most 10,000 jobs a call: call
+        again while it returns as many.
 
         Raises:
             IllegalMoveError: A single id whose job is not in a state this action takes.

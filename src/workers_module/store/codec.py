@@ -1,18 +1,21 @@
 """Values of the contract as JSON text, for stores that keep them in a column or a file.
 
-JSON that users gave (``bytes`` in the records) is carried as text inside, never parsed. Bytes that are not UTF-8 survive too.
+JSON that users gave (``bytes`` in the records) is carried as text inside, never parsed. Bytes that are not UTF-8
+survive too.
 """
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from workers_module.errors import StoreCorruptError
 from workers_module.job.events import Event
 from workers_module.job.record import ChildPolicy, JobRecord, ParentRef
 from workers_module.job.state import JobState
 from workers_module.store.base import DedupSpec, JobSpec, ScheduleDefinition, WorkerInfo
+
+T = TypeVar("T")
 
 _ENCODER: Final = json.JSONEncoder(ensure_ascii=True, separators=(",", ":"), check_circular=False)
 _NOTHING: Final[Mapping[str, str]] = MappingProxyType({})
@@ -34,19 +37,21 @@ def load_events(body: str) -> list[Event]:
 
 def dump_definition(definition: ScheduleDefinition) -> str:
     """Write a schedule's definition; equal definitions give equal texts."""
-    return _ENCODER.encode({
-        "name": definition.name,
-        "pattern": definition.pattern,
-        "every_ms": definition.every_ms,
-        "offset_ms": definition.offset_ms,
-        "tz": definition.tz,
-        "start": definition.start,
-        "end": definition.end,
-        "limit": definition.limit,
-        "data": _text(definition.data),
-        "opts": _text(definition.opts),
-        "extra": _text(definition.extra),
-    })
+    return _ENCODER.encode(
+        {
+            "name": definition.name,
+            "pattern": definition.pattern,
+            "every_ms": definition.every_ms,
+            "offset_ms": definition.offset_ms,
+            "tz": definition.tz,
+            "start": definition.start,
+            "end": definition.end,
+            "limit": definition.limit,
+            "data": _text(definition.data),
+            "opts": _text(definition.opts),
+            "extra": _text(definition.extra),
+        }
+    )
 
 
 def load_definition(body: str) -> ScheduleDefinition:
@@ -59,21 +64,23 @@ def load_definition(body: str) -> ScheduleDefinition:
 
 def dump_spec(spec: JobSpec) -> str:
     """Write a job that is to be added later. A parent cannot be written: only jobs without one are put off."""
-    return _ENCODER.encode({
-        "queue": spec.queue,
-        "name": spec.name,
-        "data": _text(spec.data),
-        "opts": _text(spec.opts),
-        "id": spec.id,
-        "priority": spec.priority,
-        "lifo": spec.lifo,
-        "delay_ms": spec.delay_ms,
-        "due": spec.due,
-        "max_attempts": spec.max_attempts,
-        "tags": spec.tags,
-        "dedup": None if spec.dedup is None else [spec.dedup.key, spec.dedup.mode, spec.dedup.ttl_ms],
-        "on_crash": spec.on_crash,
-    })
+    return _ENCODER.encode(
+        {
+            "queue": spec.queue,
+            "name": spec.name,
+            "data": _text(spec.data),
+            "opts": _text(spec.opts),
+            "id": spec.id,
+            "priority": spec.priority,
+            "lifo": spec.lifo,
+            "delay_ms": spec.delay_ms,
+            "due": spec.due,
+            "max_attempts": spec.max_attempts,
+            "tags": spec.tags,
+            "dedup": None if spec.dedup is None else [spec.dedup.key, spec.dedup.mode, spec.dedup.ttl_ms],
+            "on_crash": spec.on_crash,
+        }
+    )
 
 
 def load_spec(body: str) -> JobSpec:
@@ -155,7 +162,7 @@ def _load(body: str, what: str) -> Any:
         raise StoreCorruptError(f"a stored {what} is not JSON: {error}") from error
 
 
-def _build(make: Callable[..., Any], fields: Any, what: str) -> Any:
+def _build(make: Callable[..., T], fields: Any, what: str) -> T:
     try:
         return make(**fields)
     except (KeyError, TypeError, ValueError) as error:

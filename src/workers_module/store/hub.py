@@ -119,9 +119,9 @@ class Hub:
             for ear in self._ears.get(name, ()):
                 ear.ring()
 
-    def awake(self, queue: str, *, fits: Callable[[Step], bool] | None = None) -> int:
-        """Return how many waiters of a queue have a hint and have not acted on it yet."""
-        return sum(ear.hinted and _suits(ear, fits) for ear in self._ears.get(queue, ()))
+    def count(self, queue: str, *, hinted: bool, fits: Callable[[Step], bool] | None = None) -> int:
+        """Return how many waiters of a queue have a hint they have not acted on yet; or how many have none."""
+        return sum(ear.hinted is hinted and _suits(ear, fits) for ear in self._ears.get(queue, ()))
 
     def waiting(self, queue: str) -> bool:
         """Return whether anybody listens to a queue."""

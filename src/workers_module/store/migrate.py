@@ -1,9 +1,9 @@
 """Numbered migrations: finding them, and deciding which are to be applied.
 
-A migration is a file ``0001_name.sql`` in a store's ``migrations`` folder. Its first lines may hold ``-- min_code: N``: code that
-knows migrations up to ``N`` still works with the schema it makes (default: its own number, that is, only newer code does). Each
-is applied in one transaction and recorded in the store's ``meta`` as ``schema`` and ``min_code``; how that is done, and what
-keeps two openers apart, is the store's business.
+A migration is a file ``0001_name.sql`` in a store's ``migrations`` folder. Its first lines may hold ``-- min_code: N``:
+code that knows migrations up to ``N`` still works with the schema it makes (default: its own number, that is, only
+newer code does). Each is applied in one transaction and recorded in the store's ``meta`` as ``schema`` and
+``min_code``; how that is done, and what keeps two openers apart, is the store's business.
 """
 
 import re

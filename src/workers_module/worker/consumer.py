@@ -26,9 +26,10 @@ from workers_module.worker.gate import Gate
 from workers_module.worker.handler import Handler, QueuePlan
 from workers_module.worker.hooks import Hooks
 from workers_module.worker.intake import ConsumerSettings, Intake, Tokens, Unrun
+from workers_module.worker.locks import RunLocks
 from workers_module.worker.outage import WAITED_OUT, Outage
 from workers_module.worker.run import CancelReason, Run
-from workers_module.worker.ticker import Admission, RunLocks, Ticker
+from workers_module.worker.ticker import Admission, Ticker
 
 _log = logging.getLogger(__name__)
 
@@ -47,7 +48,6 @@ IDLE_WAIT_S: Final = 10.0
 LAST_WORDS_S: Final = 0.5
 """How long a stopping consumer tries to reach the store when nothing runs any more."""
 
-_EAGER: Final = sys.version_info >= (3, 12)
 _END_EVENTS: Final[tuple[WorkerEventName, ...]] = ("completed", "failed", "retries_exhausted")
 _DONE_BY_REPEAT: Final = frozenset({SettleCode.OK, SettleCode.ALREADY, SettleCode.MISSING})
 
@@ -110,7 +110,7 @@ class Consumer:
         self.queue = plan.queue
         self.concurrency = plan.concurrency
         self.held: dict[str, Holding] = {}
-        """Every job claimed and not yet settled, by id; read by the thread that renews leases."""
+        """Every job that runs, is parked, or has ended and is not settled, by id."""
         self._store = store
         self._plan = plan
         self._executor = executor
@@ -130,8 +130,9 @@ class Consumer:
         # Slots promised to calls under way.
         self._coming = 0
         self._arrived: deque[Claimed] = deque()
+        self._starting: Claimed | None = None
         self._out: list[Run | Unrun] = []
-        self._suspects: deque[Parked] = deque()
+        self._suspect: Parked | None = None
         self._slots: set[asyncio.Task[None]] = set()
         self._call: _Call | None = None
         self._wait: asyncio.Task[StepReply] | None = None
@@ -166,9 +167,9 @@ class Consumer:
 
     @property
     def quiet(self) -> bool:
-        """Whether it holds nothing but suspects and no call is under way."""
+        """Whether it holds nothing but a suspect and no call is under way."""
         return (
-            self._busy == len(self._suspects) == len(self.held)
+            self._busy == len(self.held) == (self._suspect is not None)
             and not self._out
             and not self._arrived
             and self._call is None
@@ -202,6 +203,13 @@ class Consumer:
         self._timer = loop.call_at(max(deadline, loop.time()), self._cancel_runs)
         self._wake.set()
 
+    def leased(self) -> list[Held]:
+        """Return what has a lease to be kept; for the thread that renews, so it only reads copies made in one step."""
+        leased = [item.claimed.held for item in self.held.copy().values()]
+        leased += [claimed.held for claimed in self._arrived.copy()]
+        starting = self._starting
+        return leased if starting is None else [*leased, starting.held]
+
     def sent_at(self, token: Token) -> float | None:
         """Return when the claim with this token was sent (`time.monotonic`), as far as that is still known."""
         return self._claims.get(token)
@@ -222,10 +230,10 @@ class Consumer:
             item.cancel(CancelReason.CANCELLED)
 
     def run_suspect(self) -> bool:
-        """Start one suspect, if there is one; called by the gate when all is quiet."""
-        if not self._suspects or self.stopping:
+        """Start the suspect, if it keeps one; called by the gate when all is quiet."""
+        parked, self._suspect = self._suspect, None
+        if parked is None:
             return False
-        parked = self._suspects.popleft()
         record = parked.claimed.record
         _log.warning("queue %s: job %s has lost %d workers; it runs alone", self.queue, record.id, record.crashes)
         self._start(parked.handler, parked.claimed)
@@ -362,8 +370,10 @@ class Consumer:
             call.request, call.repeated = request, True
             call.task = _spawn(self._store.step(request))
         except Exception:
+            # The last words of this consumer may still get through.
             self._call = None
             self._coming -= call.request.take
+            self._out = [*call.batch, *self._out]
             raise
         else:
             self._outage.over()
@@ -424,7 +434,8 @@ class Consumer:
         arrived, held, start, ended = self._arrived, self.held, self._executor.start, self._ended
         handlers, catch_all = self._plan.handlers, self._plan.catch_all
         while arrived:
-            claimed = arrived.popleft()
+            # Seen by the thread that renews leases: this start may block the loop, and keep the jobs behind it waiting.
+            self._starting = claimed = arrived.popleft()
             record = claimed.record
             handler = handlers.get(record.name, catch_all)
             if (
@@ -437,6 +448,7 @@ class Consumer:
                 self._start_special(claimed)
             else:
                 held[record.id] = start(handler, claimed, ended)
+        self._starting = None
 
     def _start_special(self, claimed: Claimed) -> None:
         record = claimed.record
@@ -456,9 +468,10 @@ class Consumer:
             self._slots.add(task)
             task.add_done_callback(self._slot_over)
         elif self._intake.is_suspect(record):
-            parked = self.held[record.id] = Parked(claimed, decision)
-            self._suspects.append(parked)
-            self._gate.shut()
+            if self._gate.shut():
+                self._suspect = self.held[record.id] = Parked(claimed, decision)
+            else:
+                self._end_unrun(Unrun(claimed, Release()))
         else:
             self._start(decision, claimed)
 
@@ -592,8 +605,9 @@ class Consumer:
         """Return to the store what has not started."""
         while self._arrived:
             self._end_unrun(Unrun(self._arrived.popleft(), Release()))
-        while self._suspects:
-            self._end_unrun(Unrun(self._suspects.popleft().claimed, Release()))
+        if self._suspect is not None:
+            suspect, self._suspect = self._suspect, None
+            self._end_unrun(Unrun(suspect.claimed, Release()))
         for item in tuple(self.held.values()):
             if isinstance(item, Parked) and item.task is not None:
                 item.task.cancel()
@@ -636,8 +650,8 @@ class Consumer:
         parked.lost = True
         self._forget(parked)
         self._busy -= 1
-        if parked in self._suspects:
-            self._suspects.remove(parked)
+        if parked is self._suspect:
+            self._suspect = None
         self._wake.set()
 
     def _note_claim(self, request: Step) -> None:
@@ -662,7 +676,9 @@ class Consumer:
 def _spawn(call: Coroutine[Any, Any, T]) -> "asyncio.Task[T]":
     """Begin a call; where Python can, up to its first wait, so that the request is on its way before the jobs start."""
     loop = asyncio.get_running_loop()
-    return asyncio.Task(call, loop=loop, eager_start=True) if _EAGER else loop.create_task(call)
+    if sys.version_info >= (3, 12):
+        return asyncio.Task(call, loop=loop, eager_start=True)
+    return loop.create_task(call)
 
 
 async def _bounded(call: Coroutine[Any, Any, None]) -> None:

@@ -4,7 +4,6 @@ import asyncio
 import inspect
 import logging
 import math
-import sys
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -28,7 +27,7 @@ from workers_module.job.encoding import decode, encode
 from workers_module.job.events import WorkerEvent, WorkerEventName
 from workers_module.job.job import Job
 from workers_module.job.kind import JobKind
-from workers_module.job.options import read_options
+from workers_module.job.options import StoredOptions, read_options
 from workers_module.job.outcome import (
     Completed,
     Failed,
@@ -44,13 +43,13 @@ from workers_module.job.record import JobRecord
 from workers_module.job.sandbox import Sandbox
 from workers_module.store.base import Claimed, Settle, SettleCode, Store
 from workers_module.worker.context import JobContext
+from workers_module.worker.eager import begin
 from workers_module.worker.handler import Call, Handler
 from workers_module.worker.hooks import Hooks
 from workers_module.worker.run import CancelReason, Run, Watch
 from workers_module.worker.verdict import Backoffs, Verdict, timed_out, unreadable
 
 _log = logging.getLogger(__name__)
-_EAGER: Final = sys.version_info >= (3, 12)
 _FAILURE_EVENTS: Final[tuple[WorkerEventName, ...]] = ("failed", "retries_exhausted")
 
 current_run: ContextVar[JobContext | None] = ContextVar("workers_module_run", default=None)
@@ -162,11 +161,7 @@ class Executor:
             ended: Called once, on the loop: when the run has ended, or when it was given up.
         """
         run = Run(self, handler, claimed, self._context(claimed), ended)
-        loop = asyncio.get_running_loop()
-        if _EAGER:
-            asyncio.Task(self._execute(run), loop=loop, eager_start=True)
-        else:
-            run.task = loop.create_task(self._execute(run))
+        run.task = begin(self._execute(run))
         return run
 
     async def execute_here(self, handler: Handler, claimed: Claimed) -> Run:
@@ -199,19 +194,19 @@ class Executor:
     def events_of(self, run: Run) -> tuple[WorkerEvent, ...]:
         """Return what listeners are told of how a run ended."""
         queue = run.claimed.record.queue
-        wants = self._hooks.wants
+        wanted = self._hooks.wanted(queue)
         match run.outcome:
             case Completed():
-                if wants("completed", queue):
+                if "completed" in wanted:
                     return (WorkerEvent(name="completed", queue=queue, job=run.context.job, result=run.result),)
             case Retry():
-                if wants("failed", queue):
+                if "failed" in wanted:
                     return (WorkerEvent(name="failed", queue=queue, job=run.context.job_or_bare, error=run.error),)
             case Failed():
                 return tuple(
                     WorkerEvent(name=name, queue=queue, job=run.context.job_or_bare, error=run.error)
                     for name in _FAILURE_EVENTS
-                    if wants(name, queue)
+                    if name in wanted
                 )
             case Snooze() | Release() | WaitChildren() | None:
                 pass
@@ -229,7 +224,7 @@ class Executor:
             claimed.held,
             self._store,
             max_bytes=self._settings.max_payload_bytes,
-            tell=self._hooks.tell if self._hooks.wants("progress", claimed.record.queue) else None,
+            tell=self._hooks.tell if "progress" in self._hooks.wanted(claimed.record.queue) else None,
             kind_of=self._kind_of,
         )
 
@@ -239,12 +234,12 @@ class Executor:
         self._watch.add(run)
         outcome: Outcome | None
         try:
-            result = await self._call(run, self._plan(run.handler))
-            keep = read_options(run.claimed.record.opts).keep_completed or self._settings.keep_completed
-            outcome = Completed(result, keep)
+            stored = read_options(run.claimed.record.opts)
+            result = await self._call(run, self._plan(run.handler), stored)
             run.closing = True
+            outcome = Completed(result, stored.keep_completed or self._settings.keep_completed)
             if run.context.has_log:
-                await run.context.flush()
+                await _flush(run.context)
         except asyncio.CancelledError as error:
             if run.reason is None and task is not None and task.cancelling() > cancels_before:
                 # Somebody cancelled the task itself: the job goes back, and the cancellation goes on.
@@ -263,14 +258,14 @@ class Executor:
             task.uncancel()
         self._end(run, outcome)
 
-    async def _call(self, run: Run, plan: _Plan) -> bytes:
+    async def _call(self, run: Run, plan: _Plan, stored: StoredOptions) -> bytes:
         record = run.claimed.record
         context = run.context
         job = self._job(context, plan, record)
-        limit = self._limit(run, plan)
+        limit = stored.timeout_ms if stored.has_timeout else plan.timeout_ms
         if limit is not None:
             self._watch.limit(run, limit)
-        if self._hooks.wants("active", record.queue):
+        if "active" in self._hooks.wanted(record.queue):
             self._hooks.tell(WorkerEvent(name="active", queue=record.queue, job=job))
         if self._settings.capture_logging:
             current_run.set(context)
@@ -329,10 +324,7 @@ class Executor:
     async def _raised(self, run: Run, error: BaseException) -> Outcome | None:
         if run.reason is CancelReason.LEASE_LOST:
             return None
-        try:
-            await run.context.flush()
-        except StoreError as lost:
-            _log.warning("job %s: its last log lines are not stored: %s", run.claimed.record.id, lost)
+        await _flush(run.context)
         run.error = error
         if isinstance(error, RetryLaterError):
             return Snooze(error.delay_ms)
@@ -356,11 +348,9 @@ class Executor:
                 assert_never(never)
 
     def _timed_out(self, run: Run, error: asyncio.CancelledError | None) -> BaseException:
-        return timed_out(run.claimed.record, self._limit(run, self._plan(run.handler)) or 0, error)
-
-    def _limit(self, run: Run, plan: _Plan) -> int | None:
         stored = read_options(run.claimed.record.opts)
-        return stored.timeout_ms if stored.has_timeout else plan.timeout_ms
+        limit = stored.timeout_ms if stored.has_timeout else self._plan(run.handler).timeout_ms
+        return timed_out(run.claimed.record, limit or 0, error)
 
     def _plan(self, handler: Handler) -> _Plan:
         plan = self._plans.get(id(handler))
@@ -407,6 +397,14 @@ class Executor:
         _report(run.claimed.record, outcome)
         if run.on_end is not None:
             run.on_end(run)
+
+
+async def _flush(context: JobContext) -> None:
+    """Store the last log lines. What the handler did is not undone because they cannot be."""
+    try:
+        await context.flush()
+    except StoreError as error:
+        _log.warning("job %s: its last log lines are not stored: %s", context.job_or_bare.id, error)
 
 
 def _report(record: JobRecord, outcome: Outcome | None) -> None:

@@ -8,11 +8,11 @@ class Member(Protocol):
 
     @property
     def quiet(self) -> bool:
-        """Whether it holds nothing but suspects and no call is under way."""
+        """Whether it holds nothing but a suspect and no call is under way."""
         ...
 
     def run_suspect(self) -> bool:
-        """Start one suspect, if there is one."""
+        """Start the suspect it keeps, if it keeps one."""
         ...
 
     def wake(self) -> None:
@@ -21,42 +21,45 @@ class Member(Protocol):
 
 
 class Gate:
-    """Lets a suspect run alone: while it is shut, no consumer of the process claims anything.
+    """Lets a suspect run alone: while the gate is shut, no consumer of the process claims anything.
 
-    Nobody is to fail for a neighbour's crash. A suspect shuts the gate; when every consumer has settled all it had
-    claimed, the suspects run one by one, each settled before the next, and the gate opens.
+    Nobody is to fail for a neighbour's crash. The first suspect shuts the gate; when every consumer has settled all
+    else it had claimed, the suspect runs, and when it is settled too, the gate opens. Only one is kept at a time:
+    further ones are handed back, because a claimed job counts a crash when its process dies, whether it had begun or
+    not.
     """
 
     def __init__(self) -> None:
         self.open = True
-        self._consumers: list[Member] = []
+        self._members: list[Member] = []
 
-    def join(self, consumer: Member) -> None:
+    def join(self, member: Member) -> None:
         """Make a consumer heed this gate."""
-        self._consumers.append(consumer)
+        self._members.append(member)
 
-    def leave(self, consumer: Member) -> None:
+    def leave(self, member: Member) -> None:
         """Let go of a consumer that has ended."""
-        if consumer in self._consumers:
-            self._consumers.remove(consumer)
+        if member in self._members:
+            self._members.remove(member)
         self.look()
 
-    def shut(self) -> None:
-        """Shut the gate, because a suspect came."""
-        if self.open:
-            self.open = False
-            self._wake_all()
+    def shut(self) -> bool:
+        """Shut the gate because of a suspect; whether that one is to be kept."""
+        if not self.open:
+            return False
+        self.open = False
+        self._wake_all()
+        return True
 
     def look(self) -> None:
-        """Let the next suspect run if all is quiet; open the gate when there is none left."""
-        if self.open or not all(consumer.quiet for consumer in self._consumers):
+        """Let the suspect run if all is quiet; open the gate when it has."""
+        if self.open or not all(member.quiet for member in self._members):
             return
-        for consumer in self._consumers:
-            if consumer.run_suspect():
-                return
+        if any(member.run_suspect() for member in self._members):
+            return
         self.open = True
         self._wake_all()
 
     def _wake_all(self) -> None:
-        for consumer in self._consumers:
-            consumer.wake()
+        for member in self._members:
+            member.wake()

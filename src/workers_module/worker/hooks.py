@@ -28,12 +28,23 @@ class Hooks:
         for listener in listeners:
             if listener.worker_event is not None:
                 self._by_name[listener.worker_event].append(listener)
+        self._wanted: dict[str, frozenset[WorkerEventName]] = {}
         self._last: dict[tuple[str, str | None], asyncio.Task[None]] = {}
 
+    def wanted(self, queue: str) -> frozenset[WorkerEventName]:
+        """Return the events of this queue that anybody listens to; looked at before an event is made."""
+        names = self._wanted.get(queue)
+        if names is None:
+            names = self._wanted[queue] = frozenset(
+                name
+                for name, listeners in self._by_name.items()
+                if any(_hears_queue(listener, queue) for listener in listeners)
+            )
+        return names
+
     def wants(self, name: WorkerEventName, queue: str) -> bool:
-        """Whether anybody listens to this event of this queue; asked before an event is made."""
-        listeners = self._by_name.get(name)
-        return bool(listeners) and any(_hears_queue(listener, queue) for listener in listeners or ())
+        """Whether anybody listens to this event of this queue."""
+        return name in self.wanted(queue)
 
     def tell(self, event: WorkerEvent) -> None:
         """Have the listeners called, soon; must be called on the event loop."""

@@ -143,7 +143,7 @@ class Leases:
                 renewer.close()
 
     def _renew(self, renewer: Renewer, consumer: Consumer, loop: asyncio.AbstractEventLoop) -> None:
-        held = [item.claimed.held for item in tuple(consumer.held.copy().values())]
+        held = consumer.leased()
         if not held:
             return
         sent = time.monotonic()

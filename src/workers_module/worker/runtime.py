@@ -7,10 +7,10 @@ import os
 import platform
 import socket
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, Self, cast
 from uuid import uuid4
 
 import anyio
@@ -29,7 +29,8 @@ from workers_module.worker.intake import ConsumerSettings, Tokens
 from workers_module.worker.leases import MAX_BLOCK_MS, Leases
 from workers_module.worker.outage import Outage
 from workers_module.worker.sweeper import Sweeper
-from workers_module.worker.ticker import LocalTicks, Ticker
+from workers_module.worker.ticker import Ticker
+from workers_module.worker.ticks import LocalTicks
 
 _log = logging.getLogger(__name__)
 
@@ -85,6 +86,35 @@ class RuntimeSettings:
     cron: bool = True
     declared: frozenset[tuple[str, str]] | None = None
 
+    @property
+    def consumer(self) -> ConsumerSettings:
+        """What every consumer shares."""
+        return ConsumerSettings(
+            worker=self.worker_id,
+            lease_ms=self.lease_ms,
+            max_crashes=self.max_crashes,
+            unknown_job_grace_ms=self.unknown_job_grace_ms,
+            kill_after_ms=self.kill_after_ms,
+            tags=self.tags,
+            metrics=self.metrics,
+            rate=self.rate,
+        )
+
+    def schedules(self, store: Store, plan: WorkPlan, clock: Clock) -> tuple[Ticker, LocalTicks]:
+        """Return what keeps the schedules of a plan: those in the store, and those past it."""
+        lock_ms = self.lease_ms + max(self.lease_ms, self.max_block_ms)
+        specs = plan.schedules if self.cron else ()
+        ticker = Ticker(
+            store,
+            specs,
+            owner=self.app_id,
+            queues=[queue.queue for queue in plan.queues],
+            declared=self.declared,
+            worker=self.worker_id,
+            lock_ms=lock_ms,
+        )
+        return ticker, LocalTicks(specs, plan.ticks, store=store, clock=clock, lock_ms=lock_ms)
+
 
 class Runtime:
     """Runs a plan on a store.
@@ -120,29 +150,7 @@ class Runtime:
         self._settings = settings
         self._hooks = hooks
         self._clock = clock or Clock()
-        lock_ms = settings.lease_ms + max(settings.lease_ms, settings.max_block_ms)
-        specs = plan.schedules if settings.cron else ()
-        queues = [queue.queue for queue in plan.queues]
-        self._ticker = Ticker(
-            store,
-            specs,
-            owner=settings.app_id,
-            queues=queues,
-            declared=settings.declared,
-            worker=settings.worker_id,
-            lock_ms=lock_ms,
-        )
-        self._ticks = LocalTicks(specs, plan.ticks, store=store, clock=self._clock, lock_ms=lock_ms)
-        shared = ConsumerSettings(
-            worker=settings.worker_id,
-            lease_ms=settings.lease_ms,
-            max_crashes=settings.max_crashes,
-            unknown_job_grace_ms=settings.unknown_job_grace_ms,
-            kill_after_ms=settings.kill_after_ms,
-            tags=settings.tags,
-            metrics=settings.metrics,
-            rate=settings.rate,
-        )
+        self._ticker, self._ticks = settings.schedules(store, plan, self._clock)
         gate, tokens = Gate(), Tokens()
         self._consumers = [
             Consumer(
@@ -150,7 +158,7 @@ class Runtime:
                 queue,
                 executor=executor,
                 hooks=hooks,
-                settings=shared,
+                settings=settings.consumer,
                 gate=gate,
                 ticker=self._ticker,
                 tokens=tokens,
@@ -173,7 +181,7 @@ class Runtime:
         if self._main is None or self._main.done():
             return ()
         names = {name for queue in self._plan.queues for name in queue.worker_names}
-        return tuple(sorted(names | {spec.worker for spec in self._plan.schedules}))
+        return tuple(sorted(names | {spec.worker for spec in self._plan.schedules if self._settings.cron}))
 
     @property
     def busy(self) -> int:
@@ -429,9 +437,7 @@ def _limits(keep: Keep) -> str:
     return age if keep.count is None else f"{age}, at most {keep.count}"
 
 
-def _first_of(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    error: BaseException = group
+def _first_of(error: BaseException) -> BaseException:
     while isinstance(error, BaseExceptionGroup):
-        several: Sequence[BaseException] = error.exceptions  # pyright: ignore[reportUnknownMemberType]
-        error = several[0]
+        error = cast("BaseExceptionGroup[BaseException]", error).exceptions[0]
     return error

@@ -7,8 +7,10 @@ from workers_module.worker.executor import Executor
 from workers_module.worker.handler import WorkPlan
 from workers_module.worker.hooks import Hooks
 from workers_module.worker.intake import ConsumerSettings, Intake, Tokens, Unrun
+from workers_module.worker.locks import RunLocks
 from workers_module.worker.run import Run
-from workers_module.worker.ticker import LocalTicks, RunLocks, Ticker
+from workers_module.worker.ticker import Ticker
+from workers_module.worker.ticks import LocalTicks
 
 
 class Stepper:

@@ -10,10 +10,17 @@ from typing import Any, Final
 from pydantic import ValidationError
 
 from workers_module.clock import duration_ms
-from workers_module.errors import JobCancelledError, JobFailedError, JobTimeoutError, PayloadError, UnrecoverableError
+from workers_module.errors import (
+    JobCancelledError,
+    JobFailedError,
+    JobTimeoutError,
+    PayloadError,
+    StoreCorruptError,
+    UnrecoverableError,
+)
 from workers_module.job.failure import add_trace, reason_of, trace_of
 from workers_module.job.job import Job
-from workers_module.job.options import read_options
+from workers_module.job.options import StoredOptions, read_options
 from workers_module.job.outcome import Failed, Keep, Outcome, Retry
 from workers_module.job.record import JobRecord
 from workers_module.job.retry import should_retry
@@ -47,7 +54,8 @@ class Verdict:
     def on(self, run: Run, error: BaseException) -> Outcome:
         """Return the outcome of an attempt that ended with ``error``."""
         record = run.claimed.record
-        final = isinstance(error, UnrecoverableError | JobCancelledError) or error is run.context.fatal
+        hopeless = UnrecoverableError | JobCancelledError | StoreCorruptError
+        final = isinstance(error, hopeless) or error is run.context.fatal
         if should_retry(attempts_made=record.attempts_made, max_attempts=record.max_attempts, unrecoverable=final):
             return Retry(self._delay(run, error), reason_of(error), add_trace(record.trace, trace_of(error)))
         return self._end(record, error)
@@ -59,12 +67,12 @@ class Verdict:
     def _end(self, record: JobRecord, error: BaseException) -> Failed:
         if self._on_end is not None:
             self._on_end(record, error)
-        keep = read_options(record.opts).keep_failed or self._keep
+        keep = _options(record).keep_failed or self._keep
         return Failed(reason_of(error), add_trace(record.trace, trace_of(error)), keep)
 
     def _delay(self, run: Run, error: BaseException) -> int:
         record = run.claimed.record
-        backoff = read_options(record.opts).backoff
+        backoff = _options(record).backoff
         if backoff is None:
             return 0
         attempt = record.attempts_made + 1
@@ -85,6 +93,14 @@ class Verdict:
                 "backoff %r failed; job %s comes again after %d ms", backoff.type, record.id, backoff.delay_ms
             )
             return backoff.delay_ms
+
+
+def _options(record: JobRecord) -> StoredOptions:
+    # Options that nobody can read must not keep the job from ending.
+    try:
+        return read_options(record.opts)
+    except StoreCorruptError:
+        return StoredOptions()
 
 
 def timed_out(record: JobRecord, limit_ms: int, error: asyncio.CancelledError | None) -> JobTimeoutError:

@@ -1,7 +1,8 @@
 """Storing new jobs: ids, places, deduplication, and ties to parents."""
 
 from collections.abc import Sequence
-from typing import Final, NamedTuple
+from dataclasses import replace
+from typing import Final
 
 from workers_module.errors import ConfigurationError, JobNotFoundError
 from workers_module.job.record import ParentRef
@@ -13,7 +14,6 @@ from workers_module.store.sqlite import flows
 from workers_module.store.sqlite.rows import (
     PART_DATA,
     PART_OPTS,
-    PART_RESULT,
     Head,
     delete,
     head_by_id,
@@ -25,7 +25,6 @@ from workers_module.store.sqlite.work import (
     ACTIVE,
     ALL,
     BIG,
-    COMPLETED,
     DELAYED,
     FROM_DELAYED,
     PARKED,
@@ -39,30 +38,12 @@ from workers_module.store.sqlite.work import (
 )
 
 _INSERT_JOB: Final = (
-    "INSERT INTO wm_job (n, q, state, tagset, priority, seq, due, added, max_attempts, delay, lifo, on_crash, big, children, "
-    "pending, policy, parent, parent_queue, parent_id, id, name, dedup, schedule, opts, data) "
-    "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+    "INSERT INTO wm_job (n, q, state, tagset, priority, seq, due, added, max_attempts, delay, lifo, on_crash, big, "
+    "policy, parent_queue, parent_id, id, name, dedup, schedule, opts, data) "
+    "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 )
 _INSERT_BLOB: Final = "INSERT INTO wm_blob (k, value) VALUES (?, ?)"
 _LARGEST_ID: Final = 2**62
-
-
-class _Target(NamedTuple):
-    """Which job a spec stands for: a stored one (``head``), or one that this call makes."""
-
-    n: int
-    id: str
-    head: Head | None
-    first: int
-    """The index of the first spec of this call with this id."""
-
-
-class _Parent(NamedTuple):
-    """The parent of a job to be placed."""
-
-    n: int
-    queue: str
-    id: str
 
 
 class _Batch:
@@ -92,8 +73,8 @@ class _Batch:
         id_: str,
         tagset: int,
         *,
-        parent: _Parent | None = None,
-        children: tuple[int, int] | None = None,
+        parent: ParentRef | None = None,
+        parked: bool = False,
     ) -> JobState:
         """Decide where a new job goes, with its events and counters.
 
@@ -103,8 +84,8 @@ class _Batch:
             n: Its number.
             id_: Its id.
             tagset: The number of its set of tags.
-            parent: Its parent, which knows of it already.
-            children: How many children it has, and how many of them are pending; None: it is no parent.
+            parent: Its parent.
+            parked: Whether it waits for children.
         """
         now = self.work.now
         stamp = now if spec.timestamp is None else spec.timestamp
@@ -113,7 +94,7 @@ class _Batch:
         priority = spec.priority
         events: list[EventParts] = queue.events
         events.append(("added", id_, {"name": spec.name}))
-        if children is not None:
+        if parked:
             state, seq, due = PARKED, queue.behind(), None
             delay = spec.delay_ms if spec.due is None else max(0, spec.due - stamp)
             events.append(("waiting-children", id_, None))
@@ -134,35 +115,33 @@ class _Batch:
         if len(opts) > BIG:
             self.blobs.append((n * 8 + PART_OPTS, opts))
             opts, big = b"", big | 1 << PART_OPTS
-        pn, pq, pid = parent if parent is not None else (None, None, None)
-        total, pending = children if children is not None else (0, 0)
-        self.jobs.append((
-            n,
-            queue.q,
-            state,
-            tagset,
-            priority,
-            seq,
-            due,
-            stamp,
-            spec.max_attempts,
-            delay,
-            1 if spec.lifo else 0,
-            1 if spec.on_crash == "fail" else 0,
-            big,
-            total,
-            pending,
-            POLICY_CODES[spec.policy],
-            pn,
-            pq,
-            pid,
-            id_,
-            spec.name,
-            None if spec.dedup is None else spec.dedup.key,
-            spec.schedule,
-            opts,
-            data,
-        ))
+        parent_queue, parent_id = parent if parent is not None else (None, None)
+        self.jobs.append(
+            (
+                n,
+                queue.q,
+                state,
+                tagset,
+                priority,
+                seq,
+                due,
+                stamp,
+                spec.max_attempts,
+                delay,
+                1 if spec.lifo else 0,
+                1 if spec.on_crash == "fail" else 0,
+                big,
+                POLICY_CODES[spec.policy],
+                parent_queue,
+                parent_id,
+                id_,
+                spec.name,
+                None if spec.dedup is None else spec.dedup.key,
+                spec.schedule,
+                opts,
+                data,
+            )
+        )
         return show_state(state, priority)
 
 
@@ -205,207 +184,202 @@ def add(work: Work, specs: Sequence[JobSpec]) -> Plan[list[Added]]:
         if spec.queue not in queues:
             queues[spec.queue] = yield from work.make(spec.queue)
     base = yield from numbers(len(specs))
-    targets = yield from _targets(specs, queues, base, parents)
-    family = _Family(work, specs, targets, parents)
+    stored = yield from _stored(specs, queues)
+    if parents or any(spec.parent is not None for spec in specs):
+        yield from _check_parents(work, specs, stored)
+    ids = _ids(specs, queues)
+    live = {ref: head.n for ref, head in stored.items()}
+    chosen: list[int] = []
     batch = _Batch(work)
     tagset_of = work.tagsets.number
     done: list[Added] = []
     for index, spec in enumerate(specs):
-        queue = queues[spec.queue]
-        n, id_, head, first = targets[index]
-        if head is None and first == index:
+        queue, id_ = queues[spec.queue], ids[index]
+        parent = spec.parent
+        if isinstance(parent, int):
+            parent = ParentRef(specs[parent].queue, ids[parent])
+        known = None if spec.id is None else live.get((spec.queue, id_))
+        if known is not None:
+            yield from batch.write()
+            # A spec of this call may have replaced it since.
+            known = None if (yield from head_by_number(known)) is None else known
+        chosen.append(base + index if known is None else known)
+        if known is not None:
+            done.append((yield from _again(work, queue, spec, known, parent)))
+        else:
             tagset = (yield from tagset_of(queue, spec.tags)) if spec.tags else 0
             if spec.dedup is not None:
                 yield from batch.write()
-                owner = yield from _deduplicate(work, queue, spec, spec.dedup, n, id_)
+                owner = yield from _deduplicate(work, queue, spec, spec.dedup, id_)
                 if owner is not None:
                     done.append(owner)
                     continue
-            parent = None if spec.parent is None else (yield from family.parent(batch, index))
-            if parent is not None:
-                yield from family.tie(parent, queue.name, id_)
-            children = family.children.get(n) if index in parents else None
-            state = batch.place(queue, spec, n, id_, tagset, parent=parent, children=children)
+            state = batch.place(queue, spec, base + index, id_, tagset, parent=parent, parked=index in parents)
+            if spec.id is not None:
+                live[spec.queue, id_] = base + index
+            if isinstance(spec.parent, ParentRef):
+                yield from batch.write()
+                yield from _tie(work, spec.parent, queue, base + index)
             done.append(Added(id_, state))
-        else:
+        if index in parents:
             yield from batch.write()
-            stored = head if head is not None else (yield from head_by_number(targets[first].n))
-            if stored is None:
-                # The first spec with this id was dropped as a duplicate of a deduplicated job.
-                done.append(done[first]._replace(existing="deduplicated"))
-                continue
-            if spec.parent is not None:
-                parent = yield from family.parent(batch, index)
-                yield from family.adopt(stored, queue.name, parent, POLICY_CODES[spec.policy])
-            queue.events.append(("duplicated", stored.id, None))
-            done.append(Added(stored.id, stored.shown_state, "same_id"))
+            for place, child in enumerate(specs[:index]):
+                if child.parent == index:
+                    yield from _adopt(chosen[index], queues[child.queue], chosen[place])
     yield from batch.write()
     for index in sorted(parents):
-        released = yield from flows.release_if_free(work, targets[index].n)
-        if released is not None:
-            done[index] = done[index]._replace(state=released)
+        yield from flows.release_if_free(work, chosen[index])
+        head = yield from head_by_number(chosen[index])
+        if head is not None:
+            done[index] = done[index]._replace(state=head.shown_state)
     return done
 
 
-def _targets(
-    specs: Sequence[JobSpec], queues: dict[str, Queue], base: int, parents: frozenset[int]
-) -> Plan[list[_Target]]:
+def _again(work: Work, queue: Queue, spec: JobSpec, n: int, parent: ParentRef | None) -> Plan[Added]:
+    """Answer a spec whose id is there already."""
+    if parent is not None:
+        yield (
+            "UPDATE wm_job SET parent_queue = ?, parent_id = ?, policy = ? WHERE n = ?",
+            (parent.queue, parent.id, POLICY_CODES[spec.policy], n),
+        )
+    if isinstance(spec.parent, ParentRef):
+        released = yield from _tie(work, spec.parent, queue, n)
+        yield from flows.release_if_free(work, released)
+    stored = yield from head_by_number(n)
+    assert stored is not None
+    queue.events.append(("duplicated", stored.id, None))
+    return Added(stored.id, stored.shown_state, "same_id")
+
+
+def _tie(work: Work, parent: ParentRef, queue: Queue, n: int) -> Plan[int]:
+    """Make a job a child of one that is stored; the parent's number."""
+    found = yield from work.find(parent.queue)
+    head = None if found is None else (yield from head_by_id(found.q, parent.id))
+    if head is None:
+        raise JobNotFoundError(parent.queue, parent.id)
+    yield from _adopt(head.n, queue, n)
+    return head.n
+
+
+def _adopt(parent: int, queue: Queue, n: int) -> Plan[None]:
+    child = yield from head_by_number(n)
+    assert child is not None
+    yield from flows.adopt(parent, queue.name, child)
+
+
+_Stored = dict[tuple[str, str], Head]
+
+
+def _stored(specs: Sequence[JobSpec], queues: dict[str, Queue]) -> Plan[_Stored]:
+    """Read the jobs whose ids are given."""
     given: dict[str, list[str]] = {}
     for spec in specs:
         if spec.id is not None:
             given.setdefault(spec.queue, []).append(spec.id)
             note_id(queues[spec.queue], spec.id)
-    stored: dict[str, dict[str, Head]] = {}
+    stored: _Stored = {}
     for name, ids in given.items():
-        stored[name] = yield from heads_by_id(queues[name].q, ids)
-    first: dict[tuple[str, str], int] = {}
-    targets: list[_Target] = []
-    for index, spec in enumerate(specs):
+        found = yield from heads_by_id(queues[name].q, ids)
+        stored.update({(name, id_): head for id_, head in found.items()})
+    return stored
+
+
+def _check_parents(work: Work, specs: Sequence[JobSpec], stored: _Stored) -> Plan[None]:
+    """Refuse parents that are not there, and children that have another one."""
+    own: dict[tuple[str, str], ParentRef | int | None] = {}
+    for spec in specs:
+        wanted = spec.parent
+        if isinstance(wanted, int):
+            target = specs[wanted]
+            wanted = wanted if target.id is None else ParentRef(target.queue, target.id)
+        elif wanted is not None and wanted not in own:
+            queue = yield from work.find(wanted.queue)
+            if queue is None or (yield from head_by_id(queue.q, wanted.id)) is None:
+                raise JobNotFoundError(wanted.queue, wanted.id)
         if spec.id is None:
-            targets.append(_Target(base + index, choose_id(queues[spec.queue]), None, index))
             continue
-        head = stored[spec.queue].get(spec.id)
-        if head is not None:
-            targets.append(_Target(head.n, spec.id, head, index))
-            continue
-        earlier = first.setdefault((spec.queue, spec.id), index)
-        if earlier != index and (index in parents or earlier in parents):
-            raise ConfigurationError(
-                f"job {spec.id!r} of queue {spec.queue!r} stands twice in one call, once as a parent; add it once"
-            )
-        targets.append(_Target(base + earlier, spec.id, None, earlier))
-    return targets
-
-
-class _Family:
-    """The ties between the jobs of one call and their parents, stored or not."""
-
-    __slots__ = ("_parents", "_specs", "_targets", "_work", "children")
-
-    def __init__(self, work: Work, specs: Sequence[JobSpec], targets: Sequence[_Target], parents: frozenset[int]) -> None:
-        self._work = work
-        self._specs = specs
-        self._targets = targets
-        self._parents: dict[ParentRef, _Parent] = {}
-        self.children: dict[int, tuple[int, int]] = {
-            targets[index].n: (0, 0) for index in parents if targets[index].head is None
-        }
-        """How many children, and how many pending ones, each parent has that this call is yet to make."""
-
-    def parent(self, batch: _Batch, index: int) -> Plan[_Parent]:
-        """Return the parent of a spec.
-
-        Raises:
-            JobNotFoundError: There is no such job.
-        """
-        named = self._specs[index].parent
-        if isinstance(named, int):
-            return _Parent(self._targets[named].n, self._specs[named].queue, self._targets[named].id)
-        assert named is not None
-        known = self._parents.get(named)
-        if known is None:
-            yield from batch.write()
-            queue = yield from self._work.find(named.queue)
-            head = None if queue is None else (yield from head_by_id(queue.q, named.id))
-            if head is None:
-                raise JobNotFoundError(named.queue, named.id)
-            known = self._parents[named] = _Parent(head.n, named.queue, named.id)
-        return known
-
-    def tie(self, parent: _Parent, queue: str, id_: str, result: bytes | None = None) -> Plan[None]:
-        """Make a job its parent's child: pending, or processed when there is a result."""
-        pending = 1 if result is None else 0
-        coming = self.children.get(parent.n)
-        if coming is not None:
-            place = coming[0]
-            self.children[parent.n] = (place + 1, coming[1] + pending)
+        ref = (spec.queue, spec.id)
+        if ref in own:
+            current = own[ref]
         else:
-            rows = yield "SELECT children FROM wm_job WHERE n = ?", (parent.n,)
-            place = rows[0][0]
-            yield (
-                "UPDATE wm_job SET children = children + 1, pending = pending + ? WHERE n = ?",
-                (pending, parent.n),
-            )
-        yield (
-            "INSERT INTO wm_dep (parent, i, queue, id, state, value) VALUES (?, ?, ?, ?, ?, ?)",
-            (parent.n, place, queue, id_, flows.PENDING if pending else flows.PROCESSED, result),
-        )
-
-    def adopt(self, head: Head, queue: str, parent: _Parent, policy: int) -> Plan[None]:
-        """Make a stored job a child, if it has no other living parent; a completed one hands its result over at once.
-
-        Raises:
-            ConfigurationError: It has.
-        """
-        same = (head.parent_queue, head.parent_id) == (parent.queue, parent.id)
-        if head.parent is not None and not same and (yield from head_by_number(head.parent)) is not None:
+            head = stored.get(ref)
+            living = None if head is None else (yield from flows.living_parent(work, head))
+            current = None
+            if head is not None and living is not None and head.parent_queue is not None:
+                current = ParentRef(head.parent_queue, living.id)
+        if wanted is not None and (wanted == ref or current not in {None, wanted}):
+            what = "names itself as its parent" if wanted == ref else f"is already a child of {current}"
             raise ConfigurationError(
-                f"job {head.id!r} of queue {queue!r} is a child of {head.parent_id!r} in {head.parent_queue!r} already; "
-                f"it cannot also become one of {parent.id!r} in {parent.queue!r}"
+                f"queue {spec.queue!r}: job {spec.id} {what}; give the child another id, or leave its parent out"
             )
-        result: bytes | None = None
-        if head.state == COMPLETED:
-            rows = yield "SELECT result FROM wm_job WHERE n = ?", (head.n,)
-            if head.big & (1 << PART_RESULT):
-                rows = yield "SELECT value FROM wm_blob WHERE k = ?", (head.n * 8 + PART_RESULT,)
-            result = rows[0][0]
-        known = yield "SELECT state FROM wm_dep WHERE parent = ? AND queue = ? AND id = ?", (parent.n, queue, head.id)
-        if not known:
-            yield from self.tie(parent, queue, head.id, result)
-        elif result is not None and known[0][0] == flows.PENDING:
-            yield from flows.mark(parent.n, queue, head.id, flows.PROCESSED, value=result)
-        yield (
-            "UPDATE wm_job SET parent = ?, parent_queue = ?, parent_id = ?, policy = ? WHERE n = ?",
-            (parent.n, parent.queue, parent.id, policy, head.n),
-        )
-        if result is not None and parent.n not in self.children:
-            yield from flows.release_if_free(self._work, parent.n)
+        if spec.dedup is None:
+            own[ref] = current if wanted is None else wanted
 
 
-def _deduplicate(
-    work: Work, queue: Queue, spec: JobSpec, dedup: DedupSpec, n: int, id_: str
-) -> Plan[Added | None]:
+def _ids(specs: Sequence[JobSpec], queues: dict[str, Queue]) -> list[str]:
+    """Return the id of each spec's job; a parent without one gets it with its first child."""
+    early: dict[int, str] = {}
+    ids: list[str] = []
+    for index, spec in enumerate(specs):
+        wanted = spec.parent
+        if isinstance(wanted, int) and specs[wanted].id is None and wanted not in early:
+            early[wanted] = choose_id(queues[specs[wanted].queue])
+        if spec.id is not None:
+            ids.append(spec.id)
+        else:
+            ids.append(early[index] if index in early else choose_id(queues[spec.queue]))
+    return ids
+
+
+def _deduplicate(work: Work, queue: Queue, spec: JobSpec, dedup: DedupSpec, id_: str) -> Plan[Added | None]:
     """Decide whether a job counts; None means yes, and its key is taken."""
     now = work.now
     mode = dedup.mode
     ttl = None if mode == "keep_latest" else dedup.ttl_ms
     until = None if ttl is None else now + ttl
-    rows = yield "SELECT n, id, until FROM wm_dedup WHERE q = ? AND key = ?", (queue.q, dedup.key)
+    rows = yield "SELECT id, until FROM wm_dedup WHERE q = ? AND key = ?", (queue.q, dedup.key)
     owner: Head | None = None
+    owner_id = ""
     if rows:
-        owner_n, owner_id, ends = rows[0]
-        owner = yield from head_by_number(owner_n)
+        owner_id, ends = rows[0]
+        owner = yield from head_by_id(queue.q, owner_id)
         if (owner is None) if ends is None else (ends <= now):
             rows = []
     if not rows:
-        yield from _take_key(queue, dedup.key, n, id_, until)
+        yield from _take_key(queue, dedup.key, id_, until)
         return None
     if mode == "debounce":
         if owner is not None and owner.state == DELAYED:
             yield from delete(work, [owner])
             queue.events.append(("removed", owner.id, FROM_DELAYED))
             queue.events.append(_dropped(id_, dedup.key, owner.id))
-            yield from _take_key(queue, dedup.key, n, id_, until)
+            yield from _take_key(queue, dedup.key, id_, until)
             return None
-    elif mode == "reschedule" and owner is not None and owner.state == DELAYED:
-        due = due_of(spec, now) or now
+        return Added(owner_id, show_owner(owner), "deduplicated")
+    if mode == "extend":
+        yield "UPDATE wm_dedup SET until = ? WHERE q = ? AND key = ?", (until, queue.q, dedup.key)
+    elif mode == "keep_latest" and owner is not None and owner.state == ACTIVE:
+        kept = dump_spec(replace(spec, id=id_))
+        yield "UPDATE wm_dedup SET until = NULL, next = ? WHERE q = ? AND key = ?", (kept, queue.q, dedup.key)
+    queue.events.append(_dropped(owner_id, dedup.key, id_))
+    if mode == "reschedule" and owner is not None and owner.state == DELAYED:
+        stamp = now if spec.timestamp is None else spec.timestamp
+        due = stamp + spec.delay_ms if spec.due is None else spec.due
         yield "UPDATE wm_job SET due = ?, seq = ? WHERE n = ?", (due, queue.behind(), owner.n)
         queue.events.append(("delayed", owner.id, {"delay": str(due)}))
         work.hint(queue, ALL)
-    elif mode == "extend":
-        yield "UPDATE wm_dedup SET until = ? WHERE q = ? AND key = ?", (until, queue.q, dedup.key)
-    elif mode == "keep_latest" and owner is not None and owner.state == ACTIVE:
-        kept = dump_spec(_later(spec, id_))
-        yield "UPDATE wm_dedup SET until = NULL, next = ? WHERE q = ? AND key = ?", (kept, queue.q, dedup.key)
-    if mode != "debounce":
-        queue.events.append(_dropped(owner_id, dedup.key, id_))
-    return Added(owner_id, JobState.COMPLETED if owner is None else owner.shown_state, "deduplicated")
+    return Added(owner_id, show_owner(owner), "deduplicated")
 
 
-def _take_key(queue: Queue, key: str, n: int, id_: str, until: int | None) -> Plan[None]:
+def show_owner(owner: Head | None) -> JobState:
+    """Return the state of a key's owner; one that was not kept at its end counts as completed."""
+    return JobState.COMPLETED if owner is None else owner.shown_state
+
+
+def _take_key(queue: Queue, key: str, id_: str, until: int | None) -> Plan[None]:
     yield (
-        "INSERT OR REPLACE INTO wm_dedup (q, key, n, id, until, next) VALUES (?, ?, ?, ?, ?, NULL)",
-        (queue.q, key, n, id_, until),
+        "INSERT OR REPLACE INTO wm_dedup (q, key, id, until, next) VALUES (?, ?, ?, ?, NULL)",
+        (queue.q, key, id_, until),
     )
 
 
@@ -413,48 +387,22 @@ def _dropped(id_: str, key: str, dropped: str) -> EventParts:
     return "deduplicated", id_, {"deduplicationId": key, "deduplicatedJobId": dropped}
 
 
-def _later(spec: JobSpec, id_: str) -> JobSpec:
-    return JobSpec(
-        queue=spec.queue,
-        name=spec.name,
-        data=spec.data,
-        opts=spec.opts,
-        id=id_,
-        priority=spec.priority,
-        lifo=spec.lifo,
-        delay_ms=spec.delay_ms,
-        due=spec.due,
-        max_attempts=spec.max_attempts,
-        tags=spec.tags,
-        dedup=spec.dedup,
-        on_crash=spec.on_crash,
-    )
-
-
 def free_key(work: Work, queue: Queue, head: Head) -> Plan[None]:
-    """Free the deduplication key of a job that ended, and add the call that was kept for this moment."""
-    rows = yield "SELECT n, until, next FROM wm_dedup WHERE q = ? AND key = ?", (queue.q, head.dedup)
-    if not rows or rows[0][0] != head.n or rows[0][1] is not None:
+    """Free the deduplication key of a job that ended, or add the call that was kept for this moment."""
+    rows = yield "SELECT id, until, next FROM wm_dedup WHERE q = ? AND key = ?", (queue.q, head.dedup)
+    if not rows or rows[0][0] != head.id:
         return
-    kept = rows[0][2]
-    yield "DELETE FROM wm_dedup WHERE q = ? AND key = ?", (queue.q, head.dedup)
-    if kept is None:
-        return
-    spec = load_spec(kept)
-    id_ = spec.id
-    if id_ is None or (yield from head_by_id(queue.q, id_)) is not None:
-        id_ = choose_id(queue)
-    n = yield from numbers(1)
-    tagset = yield from work.tagsets.number(queue, spec.tags)
-    assert head.dedup is not None
-    yield from _take_key(queue, head.dedup, n, id_, None)
-    batch = _Batch(work)
-    batch.place(queue, spec, n, id_, tagset)
-    yield from batch.write()
+    _, until, kept = rows[0]
+    spec = None if kept is None else load_spec(kept)
+    if spec is not None and spec.id is not None and (yield from head_by_id(queue.q, spec.id)) is None:
+        yield "UPDATE wm_dedup SET id = ?, next = NULL WHERE q = ? AND key = ?", (spec.id, queue.q, head.dedup)
+        yield from insert(work, queue, spec, spec.id)
+    elif until is None:
+        yield "DELETE FROM wm_dedup WHERE q = ? AND key = ?", (queue.q, head.dedup)
 
 
 def drop_keys(heads: Sequence[Head]) -> Plan[None]:
     """Free the deduplication keys of jobs that are removed, whatever their time."""
-    keyed = [(head.q, head.dedup, head.n) for head in heads if head.dedup is not None]
+    keyed = [(head.q, head.dedup, head.id) for head in heads if head.dedup is not None]
     if keyed:
-        yield Many("DELETE FROM wm_dedup WHERE q = ? AND key = ? AND n = ?", keyed)
+        yield Many("DELETE FROM wm_dedup WHERE q = ? AND key = ? AND id = ?", keyed)

@@ -1,3 +1,4 @@
+# ruff: noqa: S608 - statements are put together from constants of this package and question marks alone
 """Changes by people and faces: patches, moves, settings, whole queues."""
 
 from collections.abc import Sequence
@@ -5,6 +6,7 @@ from typing import Final, Literal, assert_never
 
 from workers_module.errors import ConfigurationError, IllegalMoveError, JobNotFoundError
 from workers_module.job.record import JobRecord
+from workers_module.job.state import JobState
 from workers_module.store.base import (
     UNSET,
     Action,
@@ -23,7 +25,8 @@ from workers_module.store.base import (
 )
 from workers_module.store.planning import MAX_LOG_LINES, MAX_MOVED, cut_line
 from workers_module.store.sqlite import adding, flows
-from workers_module.store.sqlite.removing import is_current, remove_hard, remove_soft
+from workers_module.store.sqlite.lists import lists_of
+from workers_module.store.sqlite.removing import family_of, is_current, remove_hard, remove_soft
 from workers_module.store.sqlite.rows import (
     PART_DATA,
     PART_OPTS,
@@ -31,11 +34,14 @@ from workers_module.store.sqlite.rows import (
     PART_REASON,
     PART_RESULT,
     PART_TRACE,
+    RECORD,
     SELECT_HEADS,
     STATE_CODES,
     Head,
     head_by_id,
+    head_by_number,
     heads_by_id,
+    records,
     spill,
     spill_text,
     text,
@@ -49,7 +55,7 @@ from workers_module.store.sqlite.work import (
     DELAYED,
     FAILED,
     FROM_DELAYED,
-    PARKED,
+    MANUAL,
     POLICY_CODES,
     READY,
     Many,
@@ -94,7 +100,7 @@ def _patch(work: Work, queue: Queue, head: Head, patch: JobPatch) -> Plan[EditRe
         values["logged"] = yield from _log(head, patch)
     if patch.priority is not None:
         values["priority"] = patch.priority
-        if head.state == READY:
+        if head.state == READY and patch.priority != head.priority:
             queue.count(READY, head.priority, -1)
             queue.count(READY, patch.priority, 1)
             values["seq"] = queue.ahead() if head.lifo else queue.behind()
@@ -107,12 +113,11 @@ def _patch(work: Work, queue: Queue, head: Head, patch: JobPatch) -> Plan[EditRe
     if patch.cancel:
         values["cancel"] = 1
     if patch.detach and head.parent_queue is not None:
-        values.update(parent=None, parent_queue=None, parent_id=None)
+        values.update(parent_queue=None, parent_id=None)
     if values:
         yield from update(head.n, **values)
-    if patch.detach and head.parent is not None and (yield from flows.is_pending(head.parent, queue.name, head.id)):
-        yield from flows.forget(head.parent, queue.name, head.id)
-        yield from flows.release_if_free(work, head.parent)
+    if patch.detach:
+        yield from flows.child_gone(work, queue.name, head)
     return EditResult.OK
 
 
@@ -135,134 +140,129 @@ def _log(head: Head, patch: JobPatch) -> Plan[int]:
 # --- moves ------------------------------------------------------------------------------------------------------------
 
 _ENDED: Final = frozenset({COMPLETED, FAILED})
-_UNSTARTED: Final = frozenset({READY, DELAYED, PARKED})
-_ORDERS: Final = {
-    READY: "state = 1",
-    DELAYED: "state = 2",
-    ACTIVE: "state = 3",
-    COMPLETED: "state = 4 AND state IN (4, 5)",
-    FAILED: "state = 5 AND state IN (4, 5)",
-    PARKED: "state = 6",
-}
-ORDER_BY: Final = {
-    READY: "tagset, priority, seq",
-    DELAYED: "due, seq",
-    ACTIVE: "seq",
-    COMPLETED: "ended, seq",
-    FAILED: "ended, seq",
-    PARKED: "seq",
-}
-
-
-def where_state(state: int, *, prioritized: bool) -> str:
-    """Return the condition for a state, written as the indexes have it."""
-    if state != READY:
-        return _ORDERS[state]
-    return "state = 1 AND priority > 0" if prioritized else "state = 1 AND priority = 0"
+_TO: Final[dict[type[Action], str]] = {Remove: "removed", RetryAgain: "waiting", Promote: "waiting", Fail: "failed"}
 
 
 def move(work: Work, name: str, selection: Selection, action: Action) -> Plan[list[str]]:
     """Do what `Store.move` says."""
     queue = yield from work.find(name)
-    if queue is None:
-        if isinstance(selection, ByIds) and len(selection.ids) == 1:
-            raise JobNotFoundError(name, selection.ids[0])
-        return []
-    strict = isinstance(selection, ByIds) and len(selection.ids) == 1
     if isinstance(selection, ByIds):
-        found = yield from heads_by_id(queue.q, selection.ids[:MAX_MOVED])
-        heads = list(found.values()) if not found else [found[id_] for id_ in dict.fromkeys(selection.ids) if id_ in found]
-        if strict and not heads:
-            raise JobNotFoundError(name, selection.ids[0])
+        heads = yield from _by_ids(work, name, queue, selection, action)
     else:
-        heads = yield from _select(queue, selection, action)
-    moved: list[str] = []
-    fitting: list[Head] = []
+        heads = [] if queue is None else (yield from _by_state(work, queue, selection, action))
+    if queue is None or not heads:
+        return []
+    if isinstance(action, Remove) and action.hard and not any(head.parent_queue or head.children for head in heads):
+        moved = yield from _fitting(work, heads, action)
+        yield from remove_hard(work, moved)
+    else:
+        moved = []
+        for head in heads:
+            # An earlier one may have taken this one along, or changed it.
+            now = yield from head_by_number(head.n)
+            if now is not None and (yield from _may(work, now, action)):
+                yield from _move(work, queue, now, action)
+                moved.append(head)
+    by_age = isinstance(selection, ByState) and selection.older_than is not None
+    if moved and by_age and isinstance(action, Remove) and action.hard:
+        queue.events.append(("cleaned", None, {"count": str(len(moved))}))
+    return [head.id for head in moved]
+
+
+def _fitting(work: Work, heads: Sequence[Head], action: Action) -> Plan[list[Head]]:
+    fitting = list(heads)
     for head in heads:
-        refusal = yield from _refusal(head, action)
-        if refusal is None:
-            fitting.append(head)
-            moved.append(head.id)
-        elif strict:
-            raise IllegalMoveError(head.id, head.shown_state, refusal)
-    match action:
-        case Remove(hard=True):
-            yield from _remove_all(work, fitting)
-        case Remove():
-            for head in fitting:
-                # An earlier one may have taken it along.
-                if (yield from head_by_id(queue.q, head.id)) is not None:
-                    yield from remove_soft(work, head, children=action.children)
-        case RetryAgain():
-            for head in fitting:
-                yield from _retry(work, queue, head, reset=action.reset)
-        case Promote():
-            yield from _promote(work, queue, fitting)
-        case Fail():
-            for head in fitting:
-                yield from _fail(work, queue, head, action)
-        case _:
-            assert_never(action)
-    return moved
+        if not (yield from _may(work, head, action)):
+            fitting.remove(head)
+    return fitting
 
 
-def _remove_all(work: Work, heads: Sequence[Head]) -> Plan[None]:
-    family = any(head.parent is not None or head.children for head in heads)
-    if not family:
-        yield from remove_hard(work, heads)
-        return
-    for head in heads:
-        if (yield from head_by_id(head.q, head.id)) is not None:
-            yield from remove_hard(work, [head])
+def _by_ids(work: Work, name: str, queue: Queue | None, selection: ByIds, action: Action) -> Plan[list[Head]]:
+    found: dict[str, Head] = {}
+    if queue is not None:
+        found = yield from heads_by_id(queue.q, selection.ids)
+    if len(selection.ids) == 1:
+        only = found.get(selection.ids[0])
+        if only is None:
+            raise JobNotFoundError(name, selection.ids[0])
+        if not (yield from _may(work, only, action)):
+            raise IllegalMoveError(only.id, only.shown_state, _TO[type(action)])
+    return [found[id_] for id_ in dict.fromkeys(selection.ids) if id_ in found][:MAX_MOVED]
 
 
-def _refusal(head: Head, action: Action) -> Plan[str | None]:
-    """Return what a job cannot become, or None when it can."""
-    match action:
-        case Remove():
-            allowed = head.state != ACTIVE and not (yield from is_current(head))
-            return None if allowed else "removed"
-        case RetryAgain():
-            return None if head.state in _ENDED else "waiting"
-        case Promote():
-            return None if head.state == DELAYED else "waiting"
-        case Fail():
-            return None if head.state in _UNSTARTED else "failed"
-        case _:
-            assert_never(action)
-
-
-def _select(queue: Queue, selection: ByState, action: Action) -> Plan[list[Head]]:
+def _by_state(work: Work, queue: Queue, selection: ByState, action: Action) -> Plan[list[Head]]:
     limit = min(selection.limit or MAX_MOVED, MAX_MOVED)
-    found: list[Head] = []
-    for state in dict.fromkeys(selection.states):
-        code = STATE_CODES[state]
-        conditions = [where_state(code, prioritized=state == "prioritized")]
-        values: list[object] = [queue.q]
-        if selection.older_than is not None:
-            conditions.append("coalesce(ended, started, added) < ?")
-            values.append(selection.older_than)
-        if selection.names:
-            conditions.append(f"name IN ({', '.join('?' * len(selection.names))})")
-            values += selection.names
-        if isinstance(action, Remove):
-            # Those of a schedule's current slot are left out here, so that they do not use up the limit.
-            conditions.append(
-                "(schedule IS NULL OR NOT EXISTS (SELECT 1 FROM wm_schedule s WHERE s.q = wm_job.q AND s.id = wm_job.schedule "
-                "AND wm_job.id = 'repeat:' || s.id || ':' || s.slot))"
-            )
-        values.append(limit - len(found))
-        sql = f"{SELECT_HEADS} WHERE q = ? AND {' AND '.join(conditions)} ORDER BY {ORDER_BY[code]} LIMIT ?"
-        rows = yield sql, values
-        found += [Head(*row) for row in rows]
-        if len(found) >= limit:
-            break
-    return found
+    condition, values = "", list[object]()
+    if selection.older_than is not None:
+        condition += " AND coalesce(ended, started, added) < ?"
+        values.append(selection.older_than)
+    if selection.names:
+        condition += f" AND name IN ({', '.join('?' * len(selection.names))})"
+        values += selection.names
+    chosen: list[Head] = []
+    for state in selection.states:
+        for one in (yield from lists_of(work, queue, state)):
+            start = 0
+            while len(chosen) < limit:
+                # Some that are found may not be moved, so that it takes another look behind them.
+                rows = yield (
+                    f"{SELECT_HEADS} WHERE {one.where}{condition} ORDER BY {one.order()} LIMIT ? OFFSET ?",
+                    (*one.values, *values, limit, start),
+                )
+                for row in rows:
+                    head = Head(*row)
+                    if len(chosen) < limit and (yield from _may(work, head, action)):
+                        chosen.append(head)
+                start += len(rows)
+                if len(rows) < limit:
+                    break
+    return chosen
+
+
+def _may(work: Work, head: Head, action: Action) -> Plan[bool]:
+    """Tell whether an action takes a job in its state."""
+    match action:
+        case Remove():
+            if head.state == ACTIVE or (yield from is_current(head)):
+                return False
+            if action.hard or not action.children or not head.pending:
+                return True
+            family = yield from family_of(work, head)
+            return all(one.state != ACTIVE for one in family)
+        case RetryAgain():
+            return head.state in _ENDED
+        case Promote():
+            return head.state == DELAYED
+        case Fail():
+            return head.state != ACTIVE and head.state not in _ENDED
+        case _:
+            assert_never(action)
+
+
+def _move(work: Work, queue: Queue, head: Head, action: Action) -> Plan[None]:
+    match action:
+        case Remove():
+            if action.hard:
+                yield from remove_hard(work, [head])
+            else:
+                yield from remove_soft(work, head, children=action.children)
+        case RetryAgain():
+            yield from _retry(work, queue, head, reset=action.reset)
+        case Promote():
+            yield "UPDATE wm_job SET state = 1, seq = ?, due = NULL WHERE n = ?", (queue.behind(), head.n)
+            queue.count(DELAYED, head.priority, -1)
+            queue.count(READY, head.priority, 1)
+            queue.events.append(("waiting", head.id, FROM_DELAYED))
+            work.hint(queue, 1)
+        case Fail():
+            yield from _fail(work, queue, head, action)
+        case _:
+            assert_never(action)
 
 
 def _retry(work: Work, queue: Queue, head: Head, *, reset: bool) -> Plan[None]:
     seq = queue.ahead() if head.lifo and head.priority == 0 else queue.behind()
-    values: dict[str, object] = {"state": READY, "seq": seq, "ended": None, "started": None, "deferred": None}
+    values: dict[str, object] = {"state": READY, "seq": seq, "ended": None, "started": None}
     if reset:
         values["attempts"] = 0
     if head.state == FAILED:
@@ -275,19 +275,6 @@ def _retry(work: Work, queue: Queue, head: Head, *, reset: bool) -> Plan[None]:
     yield from flows.pend_again(work, queue.name, head)
     queue.events.append(("waiting", head.id, {"prev": head.shown_state.value}))
     work.hint(queue, 1)
-
-
-def _promote(work: Work, queue: Queue, heads: Sequence[Head]) -> Plan[None]:
-    if not heads:
-        return
-    yield Many(
-        "UPDATE wm_job SET state = 1, seq = ?, due = NULL WHERE n = ?", [(queue.behind(), head.n) for head in heads]
-    )
-    for head in heads:
-        queue.count(DELAYED, head.priority, -1)
-        queue.count(READY, head.priority, 1)
-        queue.events.append(("waiting", head.id, FROM_DELAYED))
-    work.hint(queue, len(heads))
 
 
 def _fail(work: Work, queue: Queue, head: Head, action: Fail) -> Plan[None]:
@@ -336,9 +323,9 @@ def configure(work: Work, name: str, patch: QueuePatch | None) -> Plan[QueueSett
         queue.event_cap = patch.event_cap
         yield from work.trim_events(queue)
     if patch.limit_for_ms is not None:
-        queue.limited_until = work.now + patch.limit_for_ms
-        if patch.limit_for_ms == 0:
-            work.hint(queue, queue.ready)
+        queue.rate_used = MANUAL
+        queue.rate_until = work.now + patch.limit_for_ms
+        work.hint(queue, queue.ready)
     if patch.free_dedup is not None:
         yield "DELETE FROM wm_dedup WHERE q = ? AND key = ?", (queue.q, patch.free_dedup)
     return settings_of(queue, work.now)
@@ -354,42 +341,53 @@ def settings_of(queue: Queue, now: int) -> QueueSettings:
         concurrency=queue.concurrency,
         rate=rate,
         event_cap=queue.event_cap,
-        limited_until=queue.limited_until if queue.limited_until > now else None,
+        limited_until=queue.rate_until if queue.rate_used >= MANUAL and queue.rate_until > now else None,
     )
 
 
 # --- whole queues -----------------------------------------------------------------------------------------------------
 
-_BELONGINGS: Final = ("wm_event", "wm_dedup", "wm_schedule", "wm_metric")
+_BELONGINGS: Final = ("wm_event", "wm_dedup", "wm_metric")
 
 
 def obliterate(work: Work, name: str, *, force: bool, limit: int) -> Plan[bool]:
     """Do what `Store.obliterate` says."""
     queue = yield from work.find(name)
-    if queue is None or queue.gone:
+    if queue is None:
         return True
     if queue.tally[ACTIVE] and not force:
         rows = yield "SELECT id FROM wm_job WHERE q = ? AND state = 3 ORDER BY seq LIMIT 1", (queue.q,)
-        raise IllegalMoveError(rows[0][0], "active", "removed")
-    rows = yield f"{SELECT_HEADS} WHERE q = ? LIMIT ?", (queue.q, max(1, limit))
-    yield from _remove_all(work, [Head(*row) for row in rows])
-    queue.events.clear()
+        raise IllegalMoveError(rows[0][0], "active", _TO[Remove])
+    yield "DELETE FROM wm_schedule WHERE q = ?", (queue.q,)
+    left = max(1, limit)
+    for state in JobState:
+        for one in (yield from lists_of(work, queue, state)):
+            rows = yield f"{SELECT_HEADS} WHERE {one.where} ORDER BY {one.order()} LIMIT ?", (*one.values, left)
+            left -= len(rows)
+            for row in rows:
+                head = yield from head_by_number(row[0])
+                if head is not None:
+                    yield from remove_hard(work, [head])
     if any(queue.tally):
         return False
     for table in _BELONGINGS:
         yield f"DELETE FROM {table} WHERE q = ?", (queue.q,)
+    queue.events.clear()
     queue.gone = 1
-    queue.paused = 0
+    queue.paused = queue.ids = 0
     queue.concurrency = queue.rate_max = queue.rate_ms = None
-    queue.rate_used = queue.rate_until = queue.limited_until = queue.swept = 0
+    queue.rate_used = queue.rate_until = 0
+    queue.swept = -1
     queue.event_cap = QueueSettings().event_cap
+    # A number that no event has: who followed this queue is told that there is a gap.
+    queue.event_last += 1
     return True
 
 
 _RESTORE: Final = (
-    "INSERT INTO wm_job (n, q, state, tagset, priority, seq, due, ended, fence, attempts, max_attempts, crashes, added, "
-    "started, lifo, on_crash, big, policy, parent_queue, parent_id, id, name, dedup, schedule, worker, deferred, reason, opts, "
-    "progress, trace, result, data) "
+    "INSERT INTO wm_job (n, q, state, tagset, priority, seq, due, ended, fence, attempts, max_attempts, crashes, "
+    "added, started, lifo, on_crash, big, policy, parent_queue, parent_id, id, name, dedup, schedule, worker, "
+    "deferred, reason, opts, progress, trace, result, data) "
     "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 )
 
@@ -418,15 +416,17 @@ def restore(work: Work, records: Sequence[JobRecord], on_conflict: Literal["skip
         n += 1
     if rows:
         yield Many(_RESTORE, rows)
-    for number, record in written:
+    for _, record in written:
         if record.parent is not None:
-            yield from _tie_again(work, number, record)
-    for number, record in written:
+            yield from _tie_again(work, record)
+    if any(record.state is JobState.WAITING_CHILDREN for _, record in written):
+        yield from _reunite(work)
+    for _, record in written:
         if record.dedup is not None and not record.state.ended:
             queue = yield from work.make(record.queue)
             yield (
-                "INSERT OR IGNORE INTO wm_dedup (q, key, n, id) VALUES (?, ?, ?, ?)",
-                (queue.q, record.dedup, number, record.id),
+                "INSERT OR IGNORE INTO wm_dedup (q, key, id) VALUES (?, ?, ?)",
+                (queue.q, record.dedup, record.id),
             )
     return len(written)
 
@@ -435,7 +435,7 @@ def _restored(work: Work, record: JobRecord, n: int) -> Plan[Row]:
     queue = yield from work.make(record.queue)
     adding.note_id(queue, record.id)
     state = STATE_CODES[record.state]
-    if state == ACTIVE or (state == DELAYED and record.due is None):
+    if state == ACTIVE:
         state = READY
     tagset = yield from work.tagsets.number(queue, record.tags)
     data, big = yield from spill(n, 0, PART_DATA, record.data, empty=b"")
@@ -451,7 +451,10 @@ def _restored(work: Work, record: JobRecord, n: int) -> Plan[Row]:
         work.hint(queue, ALL)
     ended = None
     if state in _ENDED:
-        ended = record.finished if record.finished is not None else work.now
+        ended = record.finished if record.finished is not None else record.added
+    due = None
+    if state == DELAYED:
+        due = record.due if record.due is not None else work.now
     return (
         n,
         queue.q,
@@ -459,7 +462,7 @@ def _restored(work: Work, record: JobRecord, n: int) -> Plan[Row]:
         tagset,
         record.priority,
         queue.behind(),
-        record.due if state == DELAYED else None,
+        due,
         ended,
         record.fence,
         record.attempts_made,
@@ -488,34 +491,31 @@ def _restored(work: Work, record: JobRecord, n: int) -> Plan[Row]:
     )
 
 
-def _tie_again(work: Work, n: int, record: JobRecord) -> Plan[None]:
-    """Tie a restored child to its parent, if that is there (restored before, or in the same call)."""
+def _tie_again(work: Work, record: JobRecord) -> Plan[None]:
+    """Tie a restored child to its parent, if that is there and does not know it."""
     assert record.parent is not None
     queue = yield from work.find(record.parent.queue)
     parent = None if queue is None else (yield from head_by_id(queue.q, record.parent.id))
-    if parent is None:
-        return
-    yield from update(n, parent=parent.n)
-    known = yield (
-        "SELECT 1 FROM wm_dep WHERE parent = ? AND queue = ? AND id = ?",
-        (parent.n, record.queue, record.id),
-    )
-    if known:
-        return
     state = flows.state_of(record)
-    if state is None:
+    if parent is None or state is None:
         return
-    value = record.result if state == flows.PROCESSED else None
-    reason = record.reason if state in {flows.BROKEN, flows.IGNORED} else None
-    yield (
-        "INSERT INTO wm_dep (parent, i, queue, id, state, value, reason) VALUES (?, ?, ?, ?, ?, ?, ?)",
-        (parent.n, parent.children, record.queue, record.id, state, value, reason),
-    )
-    yield from update(
-        parent.n,
-        children=parent.children + 1,
-        pending=parent.pending + (1 if state == flows.PENDING else 0),
-        broken=parent.broken + (1 if state == flows.BROKEN else 0),
-    )
+    if (yield from flows.what_became(parent.n, record.queue, record.id)) is None:
+        value = record.result if state == flows.PROCESSED else None
+        reason = record.reason if state in {flows.BROKEN, flows.IGNORED} else None
+        yield from flows.put(parent.n, record.queue, record.id, state, value=value, reason=reason)
 
 
+def _reunite(work: Work) -> Plan[None]:
+    """Tie children that were restored earlier to parents restored now."""
+    rows = yield (
+        (
+            f"SELECT q, {RECORD} FROM wm_job WHERE parent_queue IS NOT NULL AND EXISTS (SELECT 1 FROM wm_job p "
+            "JOIN wm_queue pq ON pq.q = p.q "
+            "WHERE pq.name = wm_job.parent_queue AND p.id = wm_job.parent_id AND p.state = 6) ORDER BY n"
+        ),
+        (),
+    )
+    for row in rows:
+        queue = yield from work.numbered(row[0])
+        (record,) = yield from records(work, queue, [row[1:]])
+        yield from _tie_again(work, record)

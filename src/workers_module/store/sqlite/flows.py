@@ -5,7 +5,7 @@ from typing import Final
 from workers_module.job.record import ChildPolicy, JobRecord
 from workers_module.job.state import JobState
 from workers_module.store import planning
-from workers_module.store.sqlite.rows import Head, head_by_number, show_state, update
+from workers_module.store.sqlite.rows import PART_RESULT, Head, head_by_id, head_by_number, show_state, update
 from workers_module.store.sqlite.work import (
     ALL,
     COMPLETED,
@@ -38,55 +38,102 @@ def state_of(record: JobRecord) -> int | None:
     return BROKEN if record.policy is ChildPolicy.FAIL_PARENT else IGNORED
 
 
-def mark(
+def what_became(parent: int, queue: str, id_: str) -> Plan[int | None]:
+    """Return what a parent knows of a child; None when it does not know it."""
+    rows = yield "SELECT state FROM wm_dep WHERE parent = ? AND queue = ? AND id = ?", (parent, queue, id_)
+    return rows[0][0] if rows else None
+
+
+def put(
     parent: int, queue: str, id_: str, state: int, *, value: bytes | None = None, reason: str | None = None
 ) -> Plan[None]:
-    """Note what became of a child that was pending."""
+    """Note what became of a child, known or new."""
+    old = yield from what_became(parent, queue, id_)
+    if old is None:
+        yield (
+            (
+                "INSERT INTO wm_dep (parent, i, queue, id, state, value, reason) "
+                "SELECT n, children, ?, ?, ?, ?, ? FROM wm_job WHERE n = ?"
+            ),
+            (queue, id_, state, value, reason, parent),
+        )
+    else:
+        yield (
+            "UPDATE wm_dep SET state = ?, value = ?, reason = ? WHERE parent = ? AND queue = ? AND id = ?",
+            (state, value, reason, parent, queue, id_),
+        )
     yield (
-        "UPDATE wm_dep SET state = ?, value = ?, reason = ? WHERE parent = ? AND queue = ? AND id = ?",
-        (state, value, reason, parent, queue, id_),
-    )
-    yield (
-        "UPDATE wm_job SET pending = pending - 1, broken = broken + ? WHERE n = ?",
-        (1 if state == BROKEN else 0, parent),
+        "UPDATE wm_job SET children = children + ?, pending = pending + ?, broken = broken + ? WHERE n = ?",
+        (
+            1 if old is None else 0,
+            (state == PENDING) - (old == PENDING),
+            (state == BROKEN) - (old == BROKEN),
+            parent,
+        ),
     )
 
 
-def is_pending(parent: int, queue: str, id_: str) -> Plan[bool]:
-    """Tell whether a parent still waits for a child."""
-    rows = yield "SELECT state FROM wm_dep WHERE parent = ? AND queue = ? AND id = ?", (parent, queue, id_)
-    return bool(rows) and rows[0][0] == PENDING
+def adopt(parent: int, queue: str, child: Head) -> Plan[None]:
+    """Make a stored job a child: a completed one hands its result over, any other is pending unless it is known."""
+    if child.state == COMPLETED:
+        result = yield from _result(child)
+        yield from put(parent, queue, child.id, PROCESSED, value=result)
+    elif (yield from what_became(parent, queue, child.id)) is None:
+        yield from put(parent, queue, child.id, PENDING)
+
+
+def _result(head: Head) -> Plan[bytes | None]:
+    if head.big & (1 << PART_RESULT):
+        rows = yield "SELECT value FROM wm_blob WHERE k = ?", (head.n * 8 + PART_RESULT,)
+    else:
+        rows = yield "SELECT result FROM wm_job WHERE n = ?", (head.n,)
+    result: bytes | None = rows[0][0]
+    return result
+
+
+def living_parent(work: Work, child: Head) -> Plan[Head | None]:
+    """Return the job that stands where the parent of another was, if there is one."""
+    if child.parent_queue is None or child.parent_id is None:
+        return None
+    queue = yield from work.find(child.parent_queue)
+    return None if queue is None else (yield from head_by_id(queue.q, child.parent_id))
+
+
+def waiting_parent(work: Work, queue: str, child: Head) -> Plan[Head | None]:
+    """Return the parent of a job, if that is pending there."""
+    parent = yield from living_parent(work, child)
+    if parent is None or (yield from what_became(parent.n, queue, child.id)) != PENDING:
+        return None
+    return parent
 
 
 def child_completed(work: Work, queue: str, child: Head, result: bytes) -> Plan[None]:
     """Hand a child's result to its parent."""
-    if child.parent is not None and (yield from is_pending(child.parent, queue, child.id)):
-        yield from mark(child.parent, queue, child.id, PROCESSED, value=result)
-        yield from release_if_free(work, child.parent)
+    parent = yield from waiting_parent(work, queue, child)
+    if parent is not None:
+        yield from put(parent.n, queue, child.id, PROCESSED, value=result)
+        yield from release_if_free(work, parent.n)
 
 
 def child_failed(work: Work, queue: str, child: Head, reason: str) -> Plan[None]:
     """Let the final failure of a child have the effect its policy says (wire format §9.4)."""
-    number = child.parent
-    if number is None or not (yield from is_pending(number, queue, child.id)):
+    parent = yield from waiting_parent(work, queue, child)
+    if parent is None:
         return
     if child.policy == _REMOVE:
-        yield from forget(number, queue, child.id)
-        yield from release_if_free(work, number)
+        yield from forget(parent.n, queue, child.id)
+        yield from release_if_free(work, parent.n)
     elif child.policy == _IGNORE:
-        yield from mark(number, queue, child.id, IGNORED, reason=reason)
-        yield from release_if_free(work, number)
+        yield from put(parent.n, queue, child.id, IGNORED, reason=reason)
+        yield from release_if_free(work, parent.n)
     elif child.policy == _CONTINUE_PARENT:
-        yield from mark(number, queue, child.id, IGNORED, reason=reason)
-        parent = yield from head_by_number(number)
-        if parent is not None and parent.state == PARKED:
+        yield from put(parent.n, queue, child.id, IGNORED, reason=reason)
+        if parent.state == PARKED:
             yield from release(work, parent)
     else:
-        yield from mark(number, queue, child.id, BROKEN, reason=reason)
-        parent = yield from head_by_number(number)
-        if parent is None or parent.state in {COMPLETED, FAILED}:
-            return
-        yield from update(number, deferred=planning.child_failed(queue, child.id))
+        yield from put(parent.n, queue, child.id, BROKEN, reason=reason)
+        if parent.state not in {COMPLETED, FAILED}:
+            yield from update(parent.n, deferred=planning.child_failed(queue, child.id))
         if parent.state == PARKED:
             yield from release(work, parent)
         elif parent.state == DELAYED:
@@ -99,12 +146,22 @@ def forget(parent: int, queue: str, id_: str) -> Plan[None]:
     yield "UPDATE wm_job SET pending = pending - 1 WHERE n = ?", (parent,)
 
 
-def release_if_free(work: Work, number: int) -> Plan[JobState | None]:
-    """Release a parent that waits for nothing any more; its new state, or None when it stays."""
+def child_gone(work: Work, queue: str, child: Head) -> Plan[None]:
+    """Take a job that is removed or detached off the list of the parent that waits for it.
+
+    A parent that waits for nothing else is released.
+    """
+    parent = yield from waiting_parent(work, queue, child)
+    if parent is not None:
+        yield from forget(parent.n, queue, child.id)
+        yield from release_if_free(work, parent.n)
+
+
+def release_if_free(work: Work, number: int) -> Plan[None]:
+    """Release a parent that waits for nothing any more."""
     parent = yield from head_by_number(number)
-    if parent is None or parent.state != PARKED or parent.pending > 0:
-        return None
-    return (yield from release(work, parent))
+    if parent is not None and parent.state == PARKED and parent.pending == 0:
+        yield from release(work, parent)
 
 
 def release(work: Work, parent: Head, *, silent: bool = False) -> Plan[JobState]:
@@ -131,25 +188,6 @@ def release(work: Work, parent: Head, *, silent: bool = False) -> Plan[JobState]
 
 def pend_again(work: Work, queue: str, child: Head) -> Plan[None]:
     """Put a retried child back among its parent's pending ones. A parent already released is not called back."""
-    if child.parent is None or (yield from head_by_number(child.parent)) is None:
-        return
-    rows = yield (
-        "SELECT state FROM wm_dep WHERE parent = ? AND queue = ? AND id = ?",
-        (child.parent, queue, child.id),
-    )
-    if not rows:
-        # It left the list when it failed (policy "remove").
-        yield (
-            "INSERT INTO wm_dep (parent, i, queue, id) SELECT n, children, ?, ? FROM wm_job WHERE n = ?",
-            (queue, child.id, child.parent),
-        )
-        yield "UPDATE wm_job SET children = children + 1, pending = pending + 1 WHERE n = ?", (child.parent,)
-    elif rows[0][0] != PENDING:
-        yield (
-            "UPDATE wm_dep SET state = 0, value = NULL, reason = NULL WHERE parent = ? AND queue = ? AND id = ?",
-            (child.parent, queue, child.id),
-        )
-        yield (
-            "UPDATE wm_job SET pending = pending + 1, broken = broken - ? WHERE n = ?",
-            (1 if rows[0][0] == BROKEN else 0, child.parent),
-        )
+    parent = yield from living_parent(work, child)
+    if parent is not None and (yield from what_became(parent.n, queue, child.id)) is not None:
+        yield from put(parent.n, queue, child.id, PENDING)

@@ -11,7 +11,10 @@ _FENCE: Final = "fence"
 
 
 def lease(work: Work, name: str, owner: str, ttl_ms: int, fence: int | None) -> Plan[int | None]:
-    """Do what `Store.lease` says. One counter gives all fences, so that they grow though rows of free locks are deleted."""
+    """Do what `Store.lease` says.
+
+    One counter gives all fences, so that they grow though rows of free locks are deleted.
+    """
     now = work.now
     rows = yield "SELECT owner, fence, until FROM wm_lock WHERE name = ?", (name,)
     held = rows[0] if rows and rows[0][2] > now else None
@@ -31,7 +34,10 @@ def lease(work: Work, name: str, owner: str, ttl_ms: int, fence: int | None) -> 
     rows = yield "SELECT value FROM wm_meta WHERE key = ?", (_FENCE,)
     new = (int(rows[0][0]) if rows else 0) + 1
     yield "INSERT OR REPLACE INTO wm_meta (key, value) VALUES (?, ?)", (_FENCE, str(new))
-    yield "INSERT OR REPLACE INTO wm_lock (name, owner, fence, until) VALUES (?, ?, ?, ?)", (name, owner, new, now + ttl_ms)
+    yield (
+        "INSERT OR REPLACE INTO wm_lock (name, owner, fence, until) VALUES (?, ?, ?, ?)",
+        (name, owner, new, now + ttl_ms),
+    )
     return new
 
 
@@ -42,13 +48,14 @@ def locks(work: Work) -> Plan[list[LockInfo]]:
 
 
 def worker(work: Work, change: Beat | Order) -> Plan[WorkerOrder | None]:
-    """Do what `Store.worker` says."""
+    """Do what `Store.worker` says. An order for a worker nobody has heard of is lost."""
     now = work.now
     if isinstance(change, Order):
-        yield "UPDATE wm_worker SET orders = ? WHERE id = ? AND until > ?", (change.order, change.id, now)
+        yield "UPDATE wm_worker SET orders = ? WHERE id = ?", (change.order, change.id)
         return None
     info = change.info
-    rows = yield "SELECT orders FROM wm_worker WHERE id = ? AND until > ?", (info.id, now)
+    yield "DELETE FROM wm_worker WHERE until <= ?", (now,)
+    rows = yield "SELECT orders FROM wm_worker WHERE id = ?", (info.id,)
     if change.ttl_ms <= 0:
         yield "DELETE FROM wm_worker WHERE id = ?", (info.id,)
     else:

@@ -42,56 +42,61 @@ def is_current(head: Head) -> Plan[bool]:
     return bool(rows) and head.id == slot_job_id(head.schedule, rows[0][0])
 
 
-def remove_soft(work: Work, head: Head, *, children: bool) -> Plan[None]:
-    """Delete a job with an event; its parent is released if it waits for nothing else.
+def family_of(work: Work, head: Head) -> Plan[list[Head]]:
+    """Return a job after its pending children, theirs before them."""
+    family = {head.n: head}
+    stack = [head]
+    while stack:
+        parent = stack.pop()
+        if not parent.pending:
+            continue
+        rows = yield "SELECT queue, id FROM wm_dep WHERE parent = ? AND state = 0 ORDER BY i", (parent.n,)
+        for name, id_ in rows:
+            queue = yield from work.find(name)
+            child = None if queue is None else (yield from head_by_id(queue.q, id_))
+            if child is not None and child.n not in family:
+                family[child.n] = child
+                stack.append(child)
+    return list(reversed(family.values()))
 
-    Children that are still pending go as well when asked for, but those that run, which only lose their parent.
+
+def remove_soft(work: Work, head: Head, *, children: bool) -> Plan[None]:
+    """Delete a job, with its pending children when asked for, and tell it.
+
+    A parent that waits for nothing else is released.
     """
     queue = yield from work.numbered(head.q)
-    pending: list[Head] = []
-    if children and head.pending:
-        pending = yield from _pending_children(work, head)
-    yield from adding.drop_keys([head])
-    yield from delete(work, [head])
-    queue.events.append(("removed", head.id, came_from(head)))
-    for child in pending:
-        yield from remove_soft(work, child, children=True)
-    if head.parent is not None and (yield from flows.is_pending(head.parent, queue.name, head.id)):
-        yield from flows.forget(head.parent, queue.name, head.id)
-        yield from flows.release_if_free(work, head.parent)
-
-
-def _pending_children(work: Work, head: Head) -> Plan[list[Head]]:
-    found: list[Head] = []
-    rows = yield "SELECT queue, id FROM wm_dep WHERE parent = ? AND state = 0 ORDER BY i", (head.n,)
-    for name, id_ in rows:
-        queue = yield from work.find(name)
-        child = None if queue is None else (yield from head_by_id(queue.q, id_))
-        if child is not None and child.state != ACTIVE and child.parent == head.n:
-            found.append(child)
-    return found
+    family = (yield from family_of(work, head)) if children else [head]
+    yield from flows.child_gone(work, queue.name, head)
+    for one in family:
+        own = yield from work.numbered(one.q)
+        # Its parent's release may have changed it: a family can be tied to itself.
+        now = yield from head_by_number(one.n)
+        if now is not None:
+            yield from adding.drop_keys([now])
+            yield from delete(work, [now])
+            own.events.append(("removed", one.id, came_from(one)))
 
 
 def remove_hard(work: Work, heads: Sequence[Head]) -> Plan[None]:
     """Delete jobs without events.
 
-    A parent in the same queue whose last pending child goes is deleted too, and so on upwards; one in another queue is made
-    ready (wire format §9.6).
+    A parent in the same queue whose last pending child goes is deleted too, and so on upwards; one in another queue is
+    made ready (wire format §9.6).
     """
     yield from adding.drop_keys(heads)
     yield from delete(work, heads)
     for head in heads:
-        number = head.parent
-        if number is None:
+        if head.parent_queue is None:
             continue
         queue = yield from work.numbered(head.q)
-        if not (yield from flows.is_pending(number, queue.name, head.id)):
+        parent = yield from flows.waiting_parent(work, queue.name, head)
+        if parent is None:
             continue
-        yield from flows.forget(number, queue.name, head.id)
-        parent = yield from head_by_number(number)
-        if parent is None or parent.state != PARKED or parent.pending > 0:
+        yield from flows.forget(parent.n, queue.name, head.id)
+        if parent.state != PARKED or parent.pending > 1:
             continue
         if parent.q == head.q:
-            yield from remove_hard(work, [parent])
+            yield from remove_hard(work, [parent._replace(pending=0)])
         else:
-            yield from flows.release(work, parent._replace(delay=0), silent=True)
+            yield from flows.release(work, parent, silent=True)

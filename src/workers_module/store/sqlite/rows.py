@@ -1,3 +1,4 @@
+# ruff: noqa: S608 - statements are put together from constants of this package and question marks alone
 """Jobs as rows: how they are read, written and deleted."""
 
 from collections.abc import Iterable, Sequence
@@ -48,17 +49,18 @@ PART_DATA, PART_OPTS, PART_PROGRESS, PART_TRACE, PART_RESULT, PART_REASON = rang
 """The parts of a job that may lie in the table of large values."""
 
 RECORD: Final = (
-    "n, id, name, state, data, opts, priority, tagset, attempts, max_attempts, crashes, fence, added, due, started, ended, "
-    "lifo, on_crash, cancel, worker, parent_queue, policy, schedule, dedup, deferred, progress, reason, trace, result, "
-    "parent_id, big"
+    "n, id, name, state, data, opts, priority, tagset, attempts, max_attempts, crashes, fence, added, due, "
+    "started, ended, lifo, on_crash, cancel, worker, parent_queue, policy, schedule, dedup, deferred, progress, reason, "
+    "trace, result, parent_id, big"
 )
 RECORD_WITHOUT_DATA: Final = RECORD.replace("state, data,", "state, x'',")
 
 _HEAD: Final = (
-    "n, q, id, name, state, priority, tagset, seq, due, lease, lapsed, fence, token, attempts, max_attempts, crashes, delay, "
-    "lifo, on_crash, big, logged, children, pending, broken, policy, parent, parent_queue, parent_id, dedup, schedule, "
+    "n, q, id, name, state, priority, tagset, seq, due, lease, lapsed, fence, token, attempts, max_attempts, crashes, "
+    "delay, lifo, on_crash, big, logged, children, pending, broken, policy, parent_queue, parent_id, dedup, schedule, "
     "deferred, ended"
 )
+SELECT_ENDED: Final = "SELECT n, big, logged, children FROM wm_job"
 SELECT_HEADS: Final = f"SELECT {_HEAD} FROM wm_job"
 
 
@@ -90,7 +92,6 @@ class Head(NamedTuple):
     pending: int
     broken: int
     policy: int
-    parent: int | None
     parent_queue: str | None
     parent_id: str | None
     dedup: str | None
@@ -204,7 +205,9 @@ def _filled(row: Row, values: dict[int, bytes]) -> Row:
     return tuple(changed)
 
 
-def spill(n: int, big: int, part: int, value: bytes | None, *, empty: bytes | None = None) -> Plan[tuple[bytes | None, int]]:
+def spill(
+    n: int, big: int, part: int, value: bytes | None, *, empty: bytes | None = None
+) -> Plan[tuple[bytes | None, int]]:
     """Put a value where it belongs by its size.
 
     Args:
@@ -277,21 +280,30 @@ def records(work: Work, queue: Queue, rows: Rows, *, payload: bool = True) -> Pl
     return [to_record(name, row, tagsets) for row in rows]
 
 
+def delete_ended(queue: Queue, state: int, rows: Rows) -> Plan[None]:
+    """Delete ended jobs, given as rows of `SELECT_ENDED`; neither parents nor deduplication keys, and no events."""
+    queue.tally[state] -= len(rows)
+    yield Many("DELETE FROM wm_job WHERE n = ?", [row[:1] for row in rows])
+    yield from _delete_belongings([row for row in rows if row[1] or row[2] or row[3]])
+
+
+def _delete_belongings(rows: Iterable[Row]) -> Plan[None]:
+    for n, big, logged, children in rows:
+        if big:
+            yield "DELETE FROM wm_blob WHERE k BETWEEN ? AND ?", (n * 8, n * 8 + 7)
+        if logged:
+            yield "DELETE FROM wm_log WHERE n = ?", (n,)
+        if children:
+            yield "DELETE FROM wm_dep WHERE parent = ?", (n,)
+
+
 def delete(work: Work, heads: Sequence[Head]) -> Plan[None]:
     """Delete jobs and all that hangs on them alone; neither parents nor deduplication keys, and no events."""
     for head in heads:
         queue = yield from work.numbered(head.q)
         queue.count(head.state, head.priority, -1)
     yield Many("DELETE FROM wm_job WHERE n = ?", [(head.n,) for head in heads])
-    big = [(head.n * 8, head.n * 8 + 7) for head in heads if head.big]
-    if big:
-        yield Many("DELETE FROM wm_blob WHERE k BETWEEN ? AND ?", big)
-    logged = [(head.n,) for head in heads if head.logged]
-    if logged:
-        yield Many("DELETE FROM wm_log WHERE n = ?", logged)
-    parents = [(head.n,) for head in heads if head.children]
-    if parents:
-        yield Many("DELETE FROM wm_dep WHERE parent = ?", parents)
+    yield from _delete_belongings((head.n, head.big, head.logged, head.children) for head in heads)
 
 
 def update(n: int, **values: Any) -> Plan[None]:

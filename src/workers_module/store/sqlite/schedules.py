@@ -1,3 +1,4 @@
+# ruff: noqa: S608 - statements are put together from constants of this package and question marks alone
 """Schedules: a current slot each, whose job is stored ahead."""
 
 from collections.abc import Sequence
@@ -15,9 +16,7 @@ from workers_module.store.sqlite.work import DELAYED, READY, Plan, Queue, Row, W
 _COLUMNS: Final = "id, slot, count, paused, body"
 
 
-def schedule(
-    work: Work, name: str, changes: Sequence[PutSchedule | FireSlot | DropSchedule]
-) -> Plan[list[bool]]:
+def schedule(work: Work, name: str, changes: Sequence[PutSchedule | FireSlot | DropSchedule]) -> Plan[list[bool]]:
     """Do what `Store.schedule` says."""
     done: list[bool] = []
     for change in changes:
@@ -45,19 +44,26 @@ def _put(work: Work, queue: Queue, put: PutSchedule) -> Plan[bool]:
     body = dump_definition(put.definition)
     stored = yield from _read(queue, put.id)
     paused = 1 if put.paused else 0
+    count = 0 if stored is None else stored[2]
     if stored is not None:
         if stored[4] == body and stored[3] == paused:
             return False
         current = yield from head_by_id(queue.q, slot_job_id(put.id, stored[1]))
         if current is not None and current.state in {READY, DELAYED}:
             yield from remove_hard(work, [current])
-    count = 0
+            count -= 1
     if not put.paused and (yield from _store(work, queue, put.id, put.slot, put.job)):
-        count = 1
-    yield (
-        "INSERT OR REPLACE INTO wm_schedule (q, id, slot, count, paused, body) VALUES (?, ?, ?, ?, ?, ?)",
-        (queue.q, put.id, put.slot, count, paused, body),
-    )
+        count += 1
+    if stored is None:
+        yield (
+            "INSERT INTO wm_schedule (q, id, slot, count, paused, body) VALUES (?, ?, ?, ?, ?, ?)",
+            (queue.q, put.id, put.slot, count, paused, body),
+        )
+    else:
+        yield (
+            "UPDATE wm_schedule SET slot = ?, count = ?, paused = ?, body = ? WHERE q = ? AND id = ?",
+            (put.slot, count, paused, body, queue.q, put.id),
+        )
     return True
 
 
@@ -79,20 +85,18 @@ def _fire(work: Work, queue: Queue, fire: FireSlot) -> Plan[bool]:
     _, slot, count, paused, body = stored
     if paused or slot != fire.from_slot or fire.slot <= slot:
         return False
-    limit = load_definition(body).limit
-    if limit is not None and count >= limit and not fire.replace:
+    current = yield from head_by_id(queue.q, slot_job_id(fire.id, slot))
+    if fire.replace and (current is None or current.state != DELAYED):
         return False
-    if fire.replace:
-        current = yield from head_by_id(queue.q, slot_job_id(fire.id, slot))
-        if current is None or current.state != DELAYED:
-            return False
+    count -= 1 if fire.replace else 0
+    limit = load_definition(body).limit
+    if limit is not None and count >= limit:
+        return False
+    if fire.replace and current is not None:
         yield from remove_hard(work, [current])
-        count -= 1
-    yield from _store(work, queue, fire.id, fire.slot, fire.job)
-    yield (
-        "UPDATE wm_schedule SET slot = ?, count = ? WHERE q = ? AND id = ?",
-        (fire.slot, count + 1, queue.q, fire.id),
-    )
+    if (yield from _store(work, queue, fire.id, fire.slot, fire.job)):
+        count += 1
+    yield "UPDATE wm_schedule SET slot = ?, count = ? WHERE q = ? AND id = ?", (fire.slot, count, queue.q, fire.id)
     return True
 
 
@@ -107,9 +111,7 @@ def _drop(work: Work, queue: Queue, id_: str) -> Plan[bool]:
     return True
 
 
-def read(
-    work: Work, name: str, start: int, limit: int, ids: Sequence[str] | None
-) -> Plan[list[ScheduleRecord]]:
+def read(work: Work, name: str, start: int, limit: int, ids: Sequence[str] | None) -> Plan[list[ScheduleRecord]]:
     """Do what `Store.schedules` says."""
     queue = yield from work.find(name)
     if queue is None:
@@ -143,5 +145,3 @@ def read(
             )
         )
     return records
-
-

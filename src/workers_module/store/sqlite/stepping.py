@@ -1,20 +1,27 @@
+# ruff: noqa: S608 - statements are put together from constants of this package and question marks alone
 """The consumer's calls: settle, make due jobs ready, claim, renew."""
 
 from collections.abc import Sequence
 from typing import Final, assert_never
 
 from workers_module.job.outcome import Completed, Failed, Keep, Outcome, Release, Retry, Snooze, WaitChildren
-
-from workers_module.store.base import Claimed, Held, RenewReply, Settle, SettleCode, Step, StepReply
+from workers_module.job.record import JobRecord, ParentRef
+from workers_module.job.state import JobState
+from workers_module.store.base import Claimed, Held, RateLimit, RenewReply, Settle, SettleCode, Step, StepReply
+from workers_module.store.planning import earliest, rate_of
 from workers_module.store.sqlite import adding, flows
 from workers_module.store.sqlite.rows import (
     PART_REASON,
     PART_RESULT,
     PART_TRACE,
     RECORD,
+    SELECT_ENDED,
     SELECT_HEADS,
     Head,
     delete,
+    delete_ended,
+    fill,
+    head_by_number,
     heads_by_id,
     records,
     spill,
@@ -24,6 +31,7 @@ from workers_module.store.sqlite.rows import (
 )
 from workers_module.store.sqlite.work import (
     ACTIVE,
+    ALL,
     BIG,
     COMPLETED,
     DELAYED,
@@ -31,7 +39,9 @@ from workers_module.store.sqlite.work import (
     FROM_ACTIVE,
     FROM_DELAYED,
     FROM_WAITING,
+    MANUAL,
     PARKED,
+    POLICIES,
     READY,
     Many,
     Plan,
@@ -45,30 +55,39 @@ from workers_module.store.sqlite.work import (
 )
 
 _COMPLETE: Final = (
-    "UPDATE wm_job SET state = 4, ended = ?, seq = ?, attempts = attempts + 1, token = NULL, lease = NULL, lapsed = NULL, "
-    "cancel = 0, result = ? WHERE n = ?"
+    "UPDATE wm_job SET state = 4, ended = ?, seq = ?, attempts = attempts + 1, token = NULL, lease = NULL, "
+    "lapsed = NULL, cancel = 0, result = ? WHERE n = ?"
 )
 _CLAIM: Final = (
-    "UPDATE wm_job SET state = 3, seq = ?, token = ?, lease = ?, lapsed = NULL, started = ?, worker = ?, fence = fence + 1 "
-    "WHERE n = ?"
+    "UPDATE wm_job SET state = 3, seq = ?, token = ?, lease = ?, lapsed = NULL, started = ?, worker = ?, "
+    "fence = fence + 1 WHERE n = ?"
 )
-_DUE: Final = (
-    "SELECT n, id, priority FROM wm_job WHERE q = ? AND state = 2 AND due <= ? ORDER BY due, seq LIMIT ?"
-)
+_DUE: Final = "SELECT n, id, priority FROM wm_job WHERE q = ? AND state = 2 AND due <= ? ORDER BY due, seq LIMIT ?"
 _MAKE_READY: Final = "UPDATE wm_job SET state = 1, seq = ?, due = NULL WHERE n = ?"
 _NEXT_DUE: Final = "SELECT due FROM wm_job WHERE q = ? AND state = 2 ORDER BY due LIMIT 1"
 _NEXT_READY: Final = (
     f"SELECT {RECORD}, seq FROM wm_job WHERE q = ? AND state = 1 AND tagset = ? ORDER BY priority, seq LIMIT ?"
 )
 _HELD: Final = f"SELECT {RECORD} FROM wm_job WHERE q = ? AND state = 3 AND token = ? ORDER BY seq"
-_RENEW: Final = "UPDATE wm_job SET lease = ?, lapsed = NULL WHERE n = ?"
-_OLDEST_ENDED: Final = f"{SELECT_HEADS} WHERE q = ? AND state = ? AND state IN (4, 5) ORDER BY ended, seq LIMIT ?"
-_OLD_ENDED: Final = (
-    f"{SELECT_HEADS} WHERE q = ? AND state = ? AND state IN (4, 5) AND ended <= ? ORDER BY ended, seq LIMIT ?"
+# Without relatives, key, log or values outside its row: its end changes nothing else.
+_LOOK: Final = (
+    "SELECT n, q, token, "
+    "state = 3 AND parent_queue IS NULL AND dedup IS NULL AND children = 0 AND big = 0 AND logged = 0, "
+    "id FROM wm_job WHERE"
 )
+_RENEW: Final = "UPDATE wm_job SET lease = ?, lapsed = NULL WHERE n = ?"
+# Written as the index has it, with literals, so that it is used.
+_ENDED: Final = {
+    COMPLETED: f"{SELECT_ENDED} WHERE q = ? AND state = 4 AND state IN (4, 5)",
+    FAILED: f"{SELECT_ENDED} WHERE q = ? AND state = 5 AND state IN (4, 5)",
+}
+_OLDEST: Final = {state: f"{sql} ORDER BY ended, seq LIMIT ?" for state, sql in _ENDED.items()}
+_OLD: Final = {state: f"{sql} AND ended <= ? ORDER BY ended, seq LIMIT ?" for state, sql in _ENDED.items()}
 
 COMPLETED_KIND: Final = 0
 FAILED_KIND: Final = 1
+TOTAL, FIRST, KEPT = -1, -2, -3
+"""What `wm_metric` holds besides the numbers of minutes."""
 
 
 def step(work: Work, req: Step) -> Plan[StepReply]:
@@ -81,19 +100,22 @@ def step(work: Work, req: Step) -> Plan[StepReply]:
     settled = yield from settling.run(req.outcomes)
     hinted = work.hints.get(queue.name, 0)
     promoted = yield from promote(work, queue, 2 * req.take + 100)
-    jobs, limited_until = yield from _claim(work, queue, req)
-    if SettleCode.OK in settled and not queue.ready and not queue.tally[ACTIVE]:
-        if req.take <= 0 or not queue.tally[DELAYED]:
-            queue.events.append(("drained", None, None))
+    jobs = (yield from _resume(work, queue, req)) if req.resume else []
+    room = _room(queue, req, work.now, len(jobs))
+    if room > 0:
+        rows = yield from _ready_rows(work, queue, req.tags, room)
+        rows = _within_rate(queue, req, rows, work.now)
+        if rows:
+            jobs += yield from _start(work, queue, req, rows)
+    if settling.ended and not queue.ready and not queue.tally[ACTIVE] and not (req.take and queue.tally[DELAYED]):
+        queue.events.append(("drained", None, None))
     freed = max(0, active_before - queue.tally[ACTIVE]) if queue.concurrency is not None else 0
     left = 0 if queue.paused else min(queue.ready, hinted + promoted + freed)
     if left:
-        work.hints[queue.name] = left
+        work.hints[queue.name] = ALL if queue.tagsets else left
     else:
         work.hints.pop(queue.name, None)
-    wake_at = yield from next_due(queue)
-    if limited_until is not None and (wake_at is None or limited_until < wake_at):
-        wake_at = limited_until
+    wake_at = earliest((yield from next_due(queue)), _closed_until(queue, req, work.now) if queue.ready else None)
     return StepReply(settled, jobs, wake_at, queue.paused == 1, work.now)
 
 
@@ -123,36 +145,27 @@ def next_due(queue: Queue) -> Plan[int | None]:
 # --- claiming ---------------------------------------------------------------------------------------------------------
 
 
-def _claim(work: Work, queue: Queue, req: Step) -> Plan[tuple[list[Claimed], int | None]]:
-    """Claim what may be claimed; the jobs, and when a limit that stood in the way ends."""
-    jobs: list[Claimed] = []
-    now = work.now
-    if req.resume:
-        jobs = yield from _resume(work, queue, req)
-    take = req.take - len(jobs)
-    if queue.concurrency is not None:
-        take = min(take, queue.concurrency - queue.tally[ACTIVE])
-    if queue.paused or not queue.ready:
-        return jobs, None
-    if queue.limited_until > now:
-        return jobs, queue.limited_until
-    most = queue.rate_max if queue.rate_max is not None else (req.rate.max if req.rate is not None else None)
-    allowed: int | None = None
-    if most is not None:
-        live = queue.rate_until > now
-        allowed = most - queue.rate_used if live else most
-        if allowed <= 0:
-            return jobs, queue.rate_until if live else None
-    if take <= 0:
-        return jobs, None
-    rows = yield from _ready_rows(work, queue, req.tags, take)
-    limited: int | None = None
-    if allowed is not None:
-        window = req.rate.window_ms if req.rate is not None else queue.rate_ms
-        rows, limited = _within_rate(queue, rows, allowed, now, window or 0)
-    if rows:
-        jobs += yield from _start(work, queue, req, rows)
-    return jobs, limited
+def _rate(queue: Queue, req: Step) -> RateLimit | None:
+    own = None
+    if queue.rate_max is not None and queue.rate_ms is not None:
+        own = RateLimit(queue.rate_max, queue.rate_ms)
+    return rate_of(own, req.rate)
+
+
+def _closed_until(queue: Queue, req: Step, now: int) -> int | None:
+    """Return the end of the rate window that keeps a step from claiming."""
+    if queue.rate_until <= now:
+        return None
+    rate = _rate(queue, req)
+    return queue.rate_until if queue.rate_used >= (MANUAL if rate is None else rate.max) else None
+
+
+def _room(queue: Queue, req: Step, now: int, taken: int) -> int:
+    """Return how many jobs may be claimed, as far as pause, concurrency and closed windows are concerned."""
+    if queue.paused or not queue.ready or _closed_until(queue, req, now) is not None:
+        return 0
+    room = req.take - taken
+    return room if queue.concurrency is None else min(room, queue.concurrency - queue.tally[ACTIVE])
 
 
 def _resume(work: Work, queue: Queue, req: Step) -> Plan[list[Claimed]]:
@@ -181,23 +194,21 @@ def _ready_rows(work: Work, queue: Queue, tags: tuple[str, ...], take: int) -> P
     return found[:take]
 
 
-def _within_rate(queue: Queue, rows: Rows, allowed: int, now: int, window_ms: int) -> tuple[Rows, int | None]:
+def _within_rate(queue: Queue, req: Step, rows: Rows, now: int) -> Rows:
     """Cut the rows to what the window lets through. A job that will only be failed uses no start."""
-    used = 0
-    kept: Rows = []
-    for row in rows:
-        deferred = row[24] is not None
-        if not deferred:
-            if used == allowed:
-                break
-            used += 1
-        kept.append(row)
-    if used:
-        if queue.rate_until <= now:
-            queue.rate_used, queue.rate_until = 0, now + window_ms
-        queue.rate_used += used
-    exhausted = used == allowed and queue.ready > len(kept)
-    return kept, queue.rate_until if exhausted else None
+    rate = _rate(queue, req)
+    if queue.rate_until <= now:
+        queue.rate_used = 0
+    if rate is None:
+        return rows
+    for place, row in enumerate(rows):
+        if queue.rate_used >= rate.max:
+            return rows[:place]
+        if row[24] is None:
+            queue.rate_used += 1
+            if queue.rate_used == 1:
+                queue.rate_until = now + rate.window_ms
+    return rows
 
 
 def _start(work: Work, queue: Queue, req: Step, rows: Rows) -> Plan[list[Claimed]]:
@@ -210,14 +221,46 @@ def _start(work: Work, queue: Queue, req: Step, rows: Rows) -> Plan[list[Claimed
     queue.tally[7] -= prioritized
     queue.tally[READY] -= len(rows) - prioritized
     queue.tally[ACTIVE] += len(rows)
-    events = queue.events
+    if any(row[30] for row in rows):
+        rows = yield from fill(rows)
+    tagsets = yield from work.tagsets.of(queue.q, queue.tagsets)
+    name, events = queue.name, queue.events
     jobs: list[Claimed] = []
-    started: Rows = []
     for row in rows:
-        events.append(("active", row[1], FROM_WAITING))
-        started.append((*row[:3], ACTIVE, *row[4:11], row[11] + 1, row[12], None, now, *row[15:19], worker, *row[20:31]))
-    for record, row in zip((yield from records(work, queue, started)), rows, strict=True):
-        jobs.append(Claimed(record, Held(record.id, token, record.fence, row[0])))
+        id_, fence = row[1], row[11] + 1
+        parent = row[20]
+        # By position, and past the keyword handling of the classes: two of these are made for each claim.
+        record = tuple.__new__(
+            JobRecord,
+            (
+                name,
+                id_,
+                row[2],
+                JobState.ACTIVE,
+                row[4],
+                row[5],
+                row[6],
+                tagsets[row[7]],
+                row[8],
+                row[9],
+                row[10],
+                fence,
+                row[12],
+                None,
+                now,
+                None,
+                row[16] == 1,
+                "fail" if row[17] else "retry",
+                False,
+                worker,
+                None if parent is None else ParentRef(parent, row[29]),
+                POLICIES[row[21]],
+                *row[22:29],
+            ),
+        )
+        held = tuple.__new__(Held, (id_, token, fence, row[0]))
+        jobs.append(tuple.__new__(Claimed, (record, held)))
+        events.append(("active", id_, FROM_WAITING))
     return jobs
 
 
@@ -231,13 +274,16 @@ class Settling:
     written at once. That changes nothing for the others: such a job touches only itself.
     """
 
-    __slots__ = ("_completed", "_gathered", "_keeps", "_metrics", "_queue", "_work")
+    __slots__ = ("_completed", "_gathered", "_keeps", "_metrics", "_queue", "_removed", "_work", "ended")
 
     def __init__(self, work: Work, queue: Queue, metrics: int) -> None:
         self._work = work
         self._queue = queue
         self._metrics = metrics
+        self.ended = 0
+        """How many jobs ended."""
         self._completed: list[Row] = []
+        self._removed: list[Row] = []
         self._gathered: set[int] = set()
         self._keeps: dict[tuple[int, Keep], None] = {}
 
@@ -245,69 +291,82 @@ class Settling:
         """Settle; a code for each outcome."""
         if not outcomes:
             return []
-        heads = yield from heads_held(self._queue.q, [held for held, _ in outcomes])
+        found = yield from _looks(self._queue.q, [held for held, _ in outcomes])
         now = self._work.now
         queue = self._queue
         codes: list[SettleCode] = []
         ended = [0, 0]
+        last: Keep | None = None
         alone = True
+        gathered = self._gathered
         for held, outcome in outcomes:
-            head = heads.get(held.id)
-            if head is None:
+            look = found.get(held.id)
+            if look is None:
                 codes.append(SettleCode.MISSING)
                 continue
-            if not alone or head.n in self._gathered:
-                yield from self._write()
-                head = yield from self._fresh(head)
-                if head is None:
-                    codes.append(SettleCode.MISSING)
-                    continue
-            if not is_held(head, held, now):
-                codes.append(_late(head, held, outcome))
-                continue
-            plain = head.parent is None and head.dedup is None and not head.children and not head.big
+            n, _, token, plain = look
             if (
                 plain
+                and alone
                 and type(outcome) is Completed
+                and token == held.token
+                and n not in gathered
                 and len(outcome.result) <= BIG
-                and (outcome.keep is None or outcome.keep.count != 0)
             ):
-                self._gathered.add(head.n)
-                self._completed.append((now, queue.behind(), outcome.result, head.n))
-                queue.events.append(("completed", head.id, _returned(outcome.result)))
-                if outcome.keep is not None:
-                    self._keeps[COMPLETED, outcome.keep] = None
-                code = SettleCode.OK
+                gathered.add(n)
+                keep = outcome.keep
+                if keep is not None and keep.count == 0:
+                    self._removed.append((n,))
+                else:
+                    self._completed.append((now, queue.behind(), outcome.result, n))
+                    if keep is not last:
+                        last = keep
+                        self._keep(COMPLETED, keep)
+                queue.events.append(("completed", held.id, _returned(outcome.result)))
                 ended[COMPLETED_KIND] += 1
+                codes.append(SettleCode.OK)
+                continue
+            yield from self._write()
+            head = yield from head_by_number(n)
+            if head is None:
+                code = SettleCode.MISSING
+            elif not is_held(head, held, now):
+                code = _late(head, held, outcome)
             else:
-                yield from self._write()
                 code = yield from self._settle(head, outcome)
-                if code is SettleCode.OK:
-                    # From here on rows read before may be stale: this one's relatives, and the same job once more.
-                    alone = alone and plain
-                    self._gathered.add(head.n)
-                    if type(outcome) is Completed:
-                        ended[COMPLETED_KIND] += 1
-                    elif type(outcome) is Failed:
-                        ended[FAILED_KIND] += 1
+            if code is SettleCode.OK:
+                # From here on a look taken before may be stale: at this job, and at its relatives.
+                alone = alone and bool(plain)
+                gathered.add(n)
+                if type(outcome) is Completed:
+                    ended[COMPLETED_KIND] += 1
+                elif type(outcome) is Failed:
+                    ended[FAILED_KIND] += 1
             codes.append(code)
         yield from self._write()
         for state, keep in self._keeps:
             yield from retain(self._work, queue, state, keep)
+        self.ended = sum(ended)
         if self._metrics > 0:
             yield from _measure(self._work, queue, ended, self._metrics)
         return codes
 
     def _write(self) -> Plan[None]:
+        """Write what was gathered; all of it was active, and has nothing outside its row."""
+        queue = self._queue
         if self._completed:
             yield Many(_COMPLETE, self._completed)
-            self._queue.tally[ACTIVE] -= len(self._completed)
-            self._queue.tally[COMPLETED] += len(self._completed)
+            queue.tally[ACTIVE] -= len(self._completed)
+            queue.tally[COMPLETED] += len(self._completed)
             self._completed = []
+        if self._removed:
+            yield Many("DELETE FROM wm_job WHERE n = ?", self._removed)
+            queue.tally[ACTIVE] -= len(self._removed)
+            self._removed = []
 
-    def _fresh(self, head: Head) -> Plan[Head | None]:
-        rows = yield f"{SELECT_HEADS} WHERE n = ?", (head.n,)
-        return Head(*rows[0]) if rows else None
+    def _keep(self, state: int, keep: Keep | None) -> None:
+        if keep is not None and keep.count != 0:
+            self._keeps[state, keep] = None
 
     def _settle(self, head: Head, outcome: Outcome) -> Plan[SettleCode]:
         match outcome:
@@ -336,10 +395,10 @@ class Settling:
         self._queue.count(state, head.priority, 1)
 
     def _complete(self, head: Head, outcome: Completed) -> Plan[SettleCode]:
-        if head.pending > 0:
-            return SettleCode.PENDING
         if head.broken > 0:
             return SettleCode.CHILD_FAILED
+        if head.pending > 0:
+            return SettleCode.PENDING
         if head.dedup is not None:
             yield from adding.free_key(self._work, self._queue, head)
         yield from flows.child_completed(self._work, self._queue.name, head, outcome.result)
@@ -357,8 +416,7 @@ class Settling:
                 big=big,
             )
         self._queue.events.append(("completed", head.id, _returned(outcome.result)))
-        if outcome.keep is not None and outcome.keep.count != 0:
-            self._keeps[COMPLETED, outcome.keep] = None
+        self._keep(COMPLETED, outcome.keep)
         return SettleCode.OK
 
     def _fail(self, head: Head, outcome: Failed) -> Plan[SettleCode]:
@@ -383,21 +441,20 @@ class Settling:
         if head.attempts + 1 >= head.max_attempts:
             attempts = {"attemptsMade": str(head.attempts + 1)}
             self._queue.events.append(("retries-exhausted", head.id, attempts))
-        if outcome.keep is not None and outcome.keep.count != 0:
-            self._keeps[FAILED, outcome.keep] = None
+        self._keep(FAILED, outcome.keep)
         return SettleCode.OK
 
     def _retry(self, head: Head, outcome: Retry) -> Plan[None]:
         failure = yield from failure_values(head, text(outcome.reason), outcome.trace)
-        if outcome.delay_ms > 0:
-            yield from self._put_off(head, outcome.delay_ms, attempts=head.attempts + 1, **failure)
-            return
-        seq = self._queue.ahead() if head.lifo and head.priority == 0 else self._queue.behind()
-        yield from self._leave(head, READY, seq=seq, attempts=head.attempts + 1, **failure)
-        self._queue.events.append(("waiting", head.id, FROM_ACTIVE))
-        self._work.hint(self._queue, 1)
+        yield from self._put_off(head, outcome.delay_ms, attempts=head.attempts + 1, **failure)
 
     def _put_off(self, head: Head, delay_ms: int, **values: object) -> Plan[None]:
+        if delay_ms <= 0:
+            seq = self._queue.ahead() if head.lifo and head.priority == 0 else self._queue.behind()
+            yield from self._leave(head, READY, seq=seq, **values)
+            self._queue.events.append(("waiting", head.id, FROM_ACTIVE))
+            self._work.hint(self._queue, 1)
+            return
         due = self._work.now + delay_ms
         yield from self._leave(head, DELAYED, seq=self._queue.behind(), due=due, **values)
         self._queue.events.append(("delayed", head.id, {"delay": str(due)}))
@@ -409,8 +466,8 @@ class Settling:
             waits = head.pending > 0
         else:
             rows = yield (
-                "SELECT 1 FROM wm_dep WHERE parent = ? AND state = 0 AND (id = ? OR queue || ':' || id = ?)",
-                (head.n, child, child),
+                "SELECT 1 FROM wm_dep WHERE parent = ? AND state = 0 AND id = ?",
+                (head.n, child),
             )
             waits = bool(rows)
         if not waits:
@@ -429,6 +486,22 @@ def failure_values(head: Head, reason: str, trace: bytes | None) -> Plan[dict[st
     if big != head.big:
         values["big"] = big
     return values
+
+
+def _looks(q: int, held: Sequence[Held]) -> Plan[dict[str, Row]]:
+    """Take a first look at the jobs a worker names: number, queue, token if active, and whether it stands alone."""
+    found: dict[str, Row] = {}
+    for piece in chunks([one.handle for one in held if one.handle is not None]):
+        rows = yield f"{_LOOK} n IN ({marks(len(piece))})", padded(piece)
+        for row in rows:
+            if row[1] == q:
+                found[row[4]] = row[:4]
+    missing = [one.id for one in held if one.id not in found]
+    for some in chunks(missing):
+        rows = yield f"{_LOOK} q = ? AND id IN ({marks(len(some))})", (q, *padded(some))
+        for row in rows:
+            found[row[4]] = row[:4]
+    return found
 
 
 def heads_held(q: int, held: Sequence[Held]) -> Plan[dict[str, Head]]:
@@ -473,30 +546,45 @@ def _returned(result: bytes) -> dict[str, str]:
 
 
 def retain(work: Work, queue: Queue, state: int, keep: Keep) -> Plan[None]:
-    """Delete the oldest ended jobs a retention does not keep; no events, and deduplication keys stay."""
-    if keep.age_ms is not None:
-        rows = yield _OLD_ENDED, (queue.q, state, work.now - keep.age_ms, keep.limit)
-        if rows:
-            yield from delete(work, [Head(*row) for row in rows])
+    """Delete the oldest ended jobs that are too many or too old; no events, and deduplication keys stay."""
+    left = keep.limit
     if keep.count is not None and queue.tally[state] > keep.count:
-        rows = yield _OLDEST_ENDED, (queue.q, state, min(queue.tally[state] - keep.count, keep.limit))
-        if rows:
-            yield from delete(work, [Head(*row) for row in rows])
+        rows = yield _OLDEST[state], (queue.q, min(queue.tally[state] - keep.count, left))
+        yield from delete_ended(queue, state, rows)
+        left -= len(rows)
+    if keep.age_ms is not None and left > 0:
+        yield from expire(work, queue, state, keep.age_ms, left)
+
+
+def expire(work: Work, queue: Queue, state: int, age_ms: int, limit: int) -> Plan[int]:
+    """Delete the oldest jobs that ended so long ago; how many."""
+    rows = yield _OLD[state], (queue.q, work.now - age_ms, limit)
+    if rows:
+        yield from delete_ended(queue, state, rows)
+    return len(rows)
+
+
+_COUNT: Final = (
+    "INSERT INTO wm_metric (q, kind, minute, num) VALUES (?, ?, ?, ?) "
+    "ON CONFLICT (q, kind, minute) DO UPDATE SET num = num + excluded.num"
+)
+_FORGET_MINUTES: Final = "DELETE FROM wm_metric WHERE q = ? AND kind = ? AND minute >= 0 AND minute < ?"
 
 
 def _measure(work: Work, queue: Queue, ended: Sequence[int], minutes: int) -> Plan[None]:
     minute = work.now // 60_000
     for kind, number in enumerate(ended):
         if number:
-            yield Many(
-                "INSERT INTO wm_metric (q, kind, minute, num) VALUES (?, ?, ?, ?) "
-                "ON CONFLICT (q, kind, minute) DO UPDATE SET num = num + excluded.num",
-                [(queue.q, kind, minute, number), (queue.q, kind, -1, number)],
+            yield Many(_COUNT, [(queue.q, kind, minute, number), (queue.q, kind, TOTAL, number)])
+            yield (
+                "INSERT OR IGNORE INTO wm_metric (q, kind, minute, num) VALUES (?, ?, ?, ?)",
+                (queue.q, kind, FIRST, minute),
             )
             yield (
-                "DELETE FROM wm_metric WHERE q = ? AND kind = ? AND minute >= 0 AND minute < ?",
-                (queue.q, kind, minute - minutes),
+                "INSERT OR REPLACE INTO wm_metric (q, kind, minute, num) VALUES (?, ?, ?, ?)",
+                (queue.q, kind, KEPT, minutes),
             )
+            yield _FORGET_MINUTES, (queue.q, kind, minute - minutes)
 
 
 # --- leases -----------------------------------------------------------------------------------------------------------
@@ -523,5 +611,3 @@ def renew(work: Work, name: str, held: Sequence[Held], lease_ms: int) -> Plan[Re
             rows = yield f"SELECT id FROM wm_job WHERE cancel = 1 AND n IN ({marks(len(piece))})", padded(piece)
             cancelled += [id_ for (id_,) in rows]
     return RenewReply(tuple(lost), tuple(cancelled))
-
-

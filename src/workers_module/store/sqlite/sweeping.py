@@ -5,8 +5,8 @@ from typing import Final
 
 from workers_module.store.base import Sweep, SweepReply
 from workers_module.store.planning import CRASHED, MAX_TRIMMED, slot_job_id
-from workers_module.store.sqlite.rows import SELECT_HEADS, Head, delete, head_by_id
-from workers_module.store.sqlite.stepping import next_due, promote
+from workers_module.store.sqlite.rows import SELECT_HEADS, Head, head_by_id
+from workers_module.store.sqlite.stepping import expire, next_due, promote
 from workers_module.store.sqlite.work import (
     ACTIVE,
     COMPLETED,
@@ -26,11 +26,12 @@ _ABANDONED: Final = (
 )
 _FIRST_LOOK: Final = "UPDATE wm_job SET lapsed = ? WHERE q = ? AND state = 3 AND lease <= ? AND lapsed IS NULL"
 _TAKE_BACK: Final = (
-    "UPDATE wm_job SET state = 1, seq = ?, token = NULL, lease = NULL, lapsed = NULL, cancel = 0, crashes = crashes + 1, "
-    "deferred = coalesce(?, deferred) WHERE n = ?"
+    "UPDATE wm_job SET state = 1, seq = ?, token = NULL, lease = NULL, lapsed = NULL, cancel = 0, "
+    "crashes = crashes + 1, deferred = coalesce(?, deferred) WHERE n = ?"
 )
-_OLD: Final = (
-    f"{SELECT_HEADS} WHERE q = ? AND state = ? AND state IN (4, 5) AND ended <= ? ORDER BY ended, seq LIMIT {_PIECE}"
+_STALE_KEYS: Final = (
+    "DELETE FROM wm_dedup WHERE q = ? AND until IS NULL "
+    "AND NOT EXISTS (SELECT 1 FROM wm_job j WHERE j.q = wm_dedup.q AND j.id = wm_dedup.id)"
 )
 
 
@@ -39,24 +40,23 @@ def sweep(work: Work, req: Sweep) -> Plan[SweepReply]:
     queue = yield from work.find(req.queue)
     if queue is None:
         return SweepReply((), (), None, False, work.now)
-    if 0 <= work.now - queue.swept < req.interval_ms:
+    if 0 <= queue.swept <= work.now < queue.swept + req.interval_ms:
         wake_at = yield from next_due(queue)
         return SweepReply((), (), wake_at, False, work.now)
     stop = time.monotonic() + _BUDGET
     recovered = yield from _recover(work, queue, req, stop)
     hinted = yield from _promote_all(work, queue, stop)
     yield "DELETE FROM wm_dedup WHERE q = ? AND until <= ? AND until IS NOT NULL", (queue.q, work.now)
+    yield _STALE_KEYS, (queue.q,)
     for state, age in ((COMPLETED, req.completed_age_ms), (FAILED, req.failed_age_ms)):
         if age is not None:
             yield from _expire(work, queue, state, age, stop)
     yield "DELETE FROM wm_lock WHERE until <= ?", (work.now,)
-    yield "DELETE FROM wm_worker WHERE until <= ?", (work.now,)
     if queue.event_last > queue.event_cap:
         yield from work.trim_events(queue)
     more = time.monotonic() >= stop
     idle = yield from _idle(queue)
-    if not more:
-        queue.swept = work.now
+    queue.swept = -1 if more else work.now
     if (recovered or hinted) and not queue.paused:
         work.hint(queue, len(recovered) + hinted)
     wake_at = yield from next_due(queue)
@@ -71,11 +71,12 @@ def _recover(work: Work, queue: Queue, req: Sweep, stop: float) -> Plan[list[str
     while True:
         rows = yield _ABANDONED, (queue.q, work.now, work.now - req.interval_ms)
         heads = [Head(*row) for row in rows]
+        spared = yield from _spared(heads)
         changes: list[tuple[int, str | None, int]] = []
         # The last started goes in front first, so that in the end the first started stands before it.
         for head in heads:
-            over = head.on_crash == 1 or (head.schedule is None and head.crashes + 1 >= req.max_crashes)
-            changes.append((queue.ahead(), CRASHED if over and head.deferred is None else None, head.n))
+            over = head.on_crash == 1 or (head.crashes + 1 >= req.max_crashes and head.schedule not in spared)
+            changes.append((queue.ahead(), CRASHED if over else None, head.n))
             queue.count(ACTIVE, 0, -1)
             queue.count(READY, head.priority, 1)
             queue.events.append(("waiting", head.id, FROM_ACTIVE))
@@ -86,7 +87,18 @@ def _recover(work: Work, queue: Queue, req: Sweep, stop: float) -> Plan[list[str
         if len(rows) < _PIECE or time.monotonic() >= stop:
             break
     yield _FIRST_LOOK, (work.now, queue.q, work.now)
+    recovered.reverse()
     return recovered
+
+
+def _spared(heads: list[Head]) -> Plan[set[str | None]]:
+    """Return the schedules among those of some jobs that still exist: their jobs have no crash limit."""
+    names = {(head.q, head.schedule) for head in heads if head.schedule is not None}
+    found: set[str | None] = set()
+    for q, name in names:
+        if (yield "SELECT 1 FROM wm_schedule WHERE q = ? AND id = ?", (q, name)):
+            found.add(name)
+    return found
 
 
 def _promote_all(work: Work, queue: Queue, stop: float) -> Plan[int]:
@@ -102,17 +114,14 @@ def _expire(work: Work, queue: Queue, state: int, age_ms: int, stop: float) -> P
     for _ in range(MAX_TRIMMED // _PIECE):
         if not queue.tally[state] or time.monotonic() >= stop:
             return
-        rows = yield _OLD, (queue.q, state, work.now - age_ms)
-        if rows:
-            yield from delete(work, [Head(*row) for row in rows])
-        if len(rows) < _PIECE:
+        if (yield from expire(work, queue, state, age_ms, _PIECE)) < _PIECE:
             return
 
 
 def _idle(queue: Queue) -> Plan[tuple[str, ...]]:
     """Return the schedules whose current job is missing or ended."""
     idle: list[str] = []
-    rows = yield "SELECT id, slot FROM wm_schedule WHERE q = ? AND paused = 0 ORDER BY slot, id", (queue.q,)
+    rows = yield "SELECT id, slot FROM wm_schedule WHERE q = ? AND paused = 0 ORDER BY n", (queue.q,)
     for id_, slot in rows:
         head = yield from head_by_id(queue.q, slot_job_id(id_, slot))
         if head is None or head.state in {COMPLETED, FAILED}:

@@ -1,7 +1,8 @@
+# ruff: noqa: S608 - statements are put together from constants of this package and question marks alone
 """What every call shares: plans, the rows of queues, and the effects that are written at a call's end.
 
-A *plan* is a generator that yields statements and receives their rows. It knows neither connection nor thread, so the same
-code runs on the store's own thread and inside a transaction of the application's, synchronous or not.
+A *plan* is a generator that yields statements and receives their rows. It knows neither connection nor thread, so the
+same code runs on the store's own thread and inside a transaction of the application's, synchronous or not.
 """
 
 from collections.abc import Generator, Iterable, Sequence
@@ -38,6 +39,8 @@ PRIORITIZED: Final = 7
 
 BIG: Final = 4_096
 """Values over so many bytes lie outside their job's row."""
+MANUAL: Final = 2**53 - 1
+"""The starts of a rate window that was closed by hand; BullMQ's number."""
 ALL: Final = 1_000_000
 """A hint for every waiter."""
 
@@ -51,7 +54,7 @@ FROM_CHILDREN: Final = {"prev": "waiting-children"}
 
 _COUNTERS: Final = "waiting, delayed, active, completed, failed, parked, prioritized"
 _QUEUE_COLUMNS: Final = (
-    "q, name, gone, paused, concurrency, rate_max, rate_ms, rate_used, rate_until, limited_until, event_cap, "
+    "q, name, gone, paused, concurrency, rate_max, rate_ms, rate_used, rate_until, event_cap, "
     f"event_last, swept, tagsets, ids, back, front, {_COUNTERS}"
 )
 _WRITTEN: Final = [name.strip() for name in _QUEUE_COLUMNS.split(",")][2:]
@@ -75,7 +78,6 @@ class Queue:
         "front",
         "gone",
         "ids",
-        "limited_until",
         "name",
         "paused",
         "q",
@@ -88,12 +90,30 @@ class Queue:
         "tagsets",
         "tally",
     )
+    q: int
+    name: str
+    gone: int
+    paused: int
+    concurrency: int | None
+    rate_max: int | None
+    rate_ms: int | None
+    rate_used: int
+    rate_until: int
+    event_cap: int
+    event_last: int
+    swept: int
+    tagsets: int
+    ids: int
+    back: int
+    front: int
+    tally: list[int]
+    events: list[EventParts]
+    stored: Row
 
     def __init__(self, row: Row) -> None:
-        self.stored = row[2:]
-        self.q: int = row[0]
-        self.name: str = row[1]
         (
+            self.q,
+            self.name,
             self.gone,
             self.paused,
             self.concurrency,
@@ -101,7 +121,6 @@ class Queue:
             self.rate_ms,
             self.rate_used,
             self.rate_until,
-            self.limited_until,
             self.event_cap,
             self.event_last,
             self.swept,
@@ -109,24 +128,11 @@ class Queue:
             self.ids,
             self.back,
             self.front,
-        ) = row[2:17]
-        self.gone: int
-        self.paused: int
-        self.concurrency: int | None
-        self.rate_max: int | None
-        self.rate_ms: int | None
-        self.rate_used: int
-        self.rate_until: int
-        self.limited_until: int
-        self.event_cap: int
-        self.event_last: int
-        self.swept: int
-        self.tagsets: int
-        self.ids: int
-        self.back: int
-        self.front: int
-        self.tally: list[int] = [0, *row[17:]]
-        self.events: list[EventParts] = []
+            *tally,
+        ) = row
+        self.tally = [0, *tally]
+        self.events = []
+        self.stored = row[2:]
 
     @property
     def ready(self) -> int:
@@ -157,7 +163,6 @@ class Queue:
             self.rate_ms,
             self.rate_used,
             self.rate_until,
-            self.limited_until,
             self.event_cap,
             self.event_last,
             self.swept,
@@ -172,8 +177,8 @@ class Queue:
 class Tagsets:
     """The sets of tags seen so far, by queue.
 
-    Sets are only ever added, so what was read stays true, and the queue's count of them tells whether there are more. After a
-    rollback the cache must be emptied.
+    Sets are only ever added, so what was read stays true, and the queue's count of them tells whether there are more.
+    After a rollback the cache must be emptied.
     """
 
     __slots__ = ("_by_queue",)
@@ -288,7 +293,7 @@ class Work:
 
 
 def marks(number: int) -> str:
-    """Return question marks for an ``IN`` list, for at least ``number`` values: few sizes, so that few statements are made."""
+    """Return question marks for an ``IN`` list of at least ``number`` values: few sizes make few statements."""
     size = 1
     while size < number:
         size *= 2

@@ -12,10 +12,9 @@ CREATE TABLE wm_queue (
     rate_ms        INTEGER,
     rate_used      INTEGER NOT NULL DEFAULT 0,
     rate_until     INTEGER NOT NULL DEFAULT 0,
-    limited_until  INTEGER NOT NULL DEFAULT 0,
     event_cap      INTEGER NOT NULL DEFAULT 10000,
     event_last     INTEGER NOT NULL DEFAULT 0,
-    swept          INTEGER NOT NULL DEFAULT 0,
+    swept          INTEGER NOT NULL DEFAULT -1,
     tagsets        INTEGER NOT NULL DEFAULT 0,
     ids            INTEGER NOT NULL DEFAULT 0,
     back           INTEGER NOT NULL DEFAULT 0,
@@ -57,7 +56,6 @@ CREATE TABLE wm_job (
     pending      INTEGER NOT NULL DEFAULT 0,
     broken       INTEGER NOT NULL DEFAULT 0,
     policy       INTEGER NOT NULL DEFAULT 0,
-    parent       INTEGER,
     parent_queue TEXT,
     parent_id    TEXT,
     id           TEXT    NOT NULL,
@@ -94,7 +92,6 @@ CREATE UNIQUE INDEX wm_tagset_tags ON wm_tagset (q, tags);
 CREATE TABLE wm_dedup (
     q     INTEGER NOT NULL,
     key   TEXT    NOT NULL,
-    n     INTEGER NOT NULL,
     id    TEXT    NOT NULL,
     until INTEGER,
     next  TEXT,
@@ -132,17 +129,18 @@ CREATE TABLE wm_event (
 ) WITHOUT ROWID;
 
 CREATE TABLE wm_schedule (
+    n      INTEGER PRIMARY KEY,
     q      INTEGER NOT NULL,
     id     TEXT    NOT NULL,
     slot   INTEGER NOT NULL,
     count  INTEGER NOT NULL DEFAULT 0,
     paused INTEGER NOT NULL DEFAULT 0,
     body   TEXT    NOT NULL,
-    PRIMARY KEY (q, id)
-) WITHOUT ROWID;
+    UNIQUE (q, id)
+);
 CREATE INDEX wm_schedule_slot ON wm_schedule (q, slot);
 
--- minute is the number of minutes since the epoch; -1 holds the sum since ever.
+-- minute is the number of minutes since the epoch; -1 holds the sum since ever, -2 the first minute, -3 how many are kept.
 CREATE TABLE wm_metric (
     q      INTEGER NOT NULL,
     kind   INTEGER NOT NULL,
@@ -163,5 +161,5 @@ CREATE TABLE wm_worker (
     until  INTEGER NOT NULL,
     seen   INTEGER NOT NULL,
     orders TEXT,
-    body   TEXT
+    body   TEXT    NOT NULL
 ) WITHOUT ROWID;

@@ -1,181 +1,64 @@
-"""The rules by which jobs move, for jobs in memory: what `Store` promises, without waiting and without a clock.
+"""All jobs of one memory store: how they come, what ties them to one another, and how they go."""
 
-Every public call is one atomic step: it decides whether it may do what it is asked for before it changes anything, and none
-suspends. `World.finish` ends it: the events become visible and waiters are woken.
-"""
-
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
-from itertools import chain, count
-from time import perf_counter
-from typing import Final, Literal, assert_never
+from itertools import count
+from typing import Final, assert_never
 
-from workers_module.clock import Clock, FrozenClock
-from workers_module.errors import ConfigurationError, IllegalMoveError, JobNotFoundError
-from workers_module.job.events import Event, EventType
-from workers_module.job.outcome import Completed, Failed, Keep, Release, Retry, Snooze, WaitChildren
-from workers_module.job.record import ChildPolicy, JobRecord, ParentRef
-from workers_module.job.state import READY, JobState
-from workers_module.store.base import (
-    MAX_EVENTS,
-    UNSET,
-    Action,
-    Added,
-    ByIds,
-    ByState,
-    Child,
-    Claimed,
-    DropSchedule,
-    EditResult,
-    Fail,
-    FireSlot,
-    Held,
-    JobPatch,
-    JobSpec,
-    Problem,
-    Promote,
-    PutSchedule,
-    QueuePatch,
-    QueueSettings,
-    Remove,
-    RenewReply,
-    RetryAgain,
-    ScheduleRecord,
-    Selection,
-    Settle,
-    SettleCode,
-    Step,
-    StepReply,
-    Sweep,
-    SweepReply,
-)
-from workers_module.store.hub import Hub
-from workers_module.store.planning import (
-    CRASHED,
-    MAX_LOG_LINES,
-    MAX_MOVED,
-    MAX_TRIMMED,
-    check_specs,
-    check_step,
-    child_failed,
-    cut_line,
-    due_of,
-    earliest,
-    leads_to,
-    rate_of,
-    slot_job_id,
-)
-from workers_module.store.shelf import (
-    FROM_ACTIVE,
-    FROM_CHILDREN,
-    FROM_DELAYED,
-    FROM_WAITING,
-    MANUAL,
-    Chain,
-    Deps,
-    Job,
-    Key,
-    Ready,
-    Shelf,
-)
+from workers_module.errors import ConfigurationError, JobNotFoundError
+from workers_module.job.events import EventType
+from workers_module.job.record import ChildPolicy, ParentRef
+from workers_module.job.state import JobState
+from workers_module.store.base import Added, Child, JobSpec
+from workers_module.store.planning import check_specs, child_failed, due_of
+from workers_module.store.world.shelf import FROM_CHILDREN, FROM_DELAYED, Job, Shelf
+from workers_module.store.world.ties import Deps, Key
 
-SWEEP_SECONDS: Final = 0.05
-"""No sweep works longer."""
 _LISTS: Final = {JobState.WAITING: "wait"}
 """What BullMQ calls the place a removed job was in, where that is not the state's name."""
-_TO: Final[dict[type[Action], str]] = {Remove: "removed", RetryAgain: "waiting", Promote: "waiting", Fail: "failed"}
 
 
-class World:
-    """All queues of one memory store.
+class Ledger:
+    """The queues, and the moves that touch more than one job.
 
     Attributes:
-        clock: What time it is.
-        work: Those who wait for jobs.
-        news: Those who wait for events.
+        shelves: The queues by name.
+        touched: Those that the call under way has changed.
     """
 
-    def __init__(self, clock: Clock) -> None:
-        self.clock = clock
-        self.work = Hub()
-        self.news = Hub()
-        self._shelves: dict[str, Shelf] = {}
-        self._touched: dict[Shelf, None] = {}
+    def __init__(self) -> None:
+        self.shelves: dict[str, Shelf] = {}
+        self.touched: dict[Shelf, None] = {}
         self._epochs = count(1)
-        self._frozen = isinstance(clock, FrozenClock)
-        if isinstance(clock, FrozenClock):
-            clock.on_change(self._clock_moved)
 
     # queues
 
     def find(self, queue: str) -> Shelf | None:
         """Return a queue, if there is one."""
-        return self._shelves.get(queue)
+        return self.shelves.get(queue)
 
     def shelf(self, queue: str) -> Shelf:
         """Return a queue, making it if need be."""
-        shelf = self._shelves.get(queue)
+        shelf = self.shelves.get(queue)
         if shelf is None:
-            shelf = self._shelves[queue] = Shelf(queue, next(self._epochs), self._touched)
+            shelf = self.shelves[queue] = Shelf(queue, next(self._epochs), self.touched)
         return shelf
 
     def queues(self) -> list[str]:
         """Return the names of the queues that are more than a stream of events."""
-        return sorted(name for name, shelf in self._shelves.items() if shelf.listed)
+        return sorted(name for name, shelf in self.shelves.items() if shelf.listed)
 
-    def _listed(self, queue: str) -> Shelf:
+    def listed(self, queue: str) -> Shelf:
+        """Return a queue, making it one that `queues` names."""
         shelf = self.shelf(queue)
         shelf.listed = True
         return shelf
 
-    def _job(self, ref: ParentRef | None) -> Job | None:
-        if ref is None or (shelf := self._shelves.get(ref.queue)) is None:
+    def job(self, ref: ParentRef | None) -> Job | None:
+        """Return a job of any queue, if there is one."""
+        if ref is None or (shelf := self.shelves.get(ref.queue)) is None:
             return None
         return shelf.jobs.get(ref.id)
-
-    # waking
-
-    def finish(self, now: int) -> None:
-        """End a call: show its events and wake who can go on because of it."""
-        while self._touched:
-            shelf, _ = self._touched.popitem()
-            if shelf.flush() and self.news.waiting(shelf.name):
-                self.news.hint_all(shelf.name)
-            if self.work.waiting(shelf.name):
-                self.wake(shelf, now)
-
-    def wake(self, shelf: Shelf, now: int) -> None:
-        """Wake as many waiters as there are jobs for them, and look again when time brings more."""
-        ready = shelf.count(JobState.WAITING) + shelf.count(JobState.PRIORITIZED)
-        if ready:
-
-            def fits(req: Step) -> bool:
-                then = now if req.now is None else req.now
-                return self._room(shelf, req, then) > 0 and any(map(len, shelf.matching(req.tags)))
-
-            self.work.hint(shelf.name, ready - self.work.awake(shelf.name, fits=fits), fits=fits)
-        if not self._frozen:
-            first = shelf.next_delayed()
-            window = shelf.rate_until if ready and shelf.rate_until > now else None
-            at = earliest(None if first is None else first.due, window)
-            # Rounded up by the milliseconds that have begun: the alarm never rings early.
-            seconds = None if at is None else (at - self.clock.now_ms()) / 1_000
-            self.work.alarm(shelf.name, seconds, partial(self._look_again, shelf.name))
-
-    def _look_again(self, queue: str) -> None:
-        if shelf := self._shelves.get(queue):
-            now = self.clock.now_ms()
-            self._promote_due(shelf, now, MAX_MOVED)
-            self._touched[shelf] = None
-            self.finish(now)
-
-    def _clock_moved(self) -> None:
-        self.work.run(self._look_at_all)
-
-    def _look_at_all(self) -> None:
-        for queue in self.work.queues():
-            self._look_again(queue)
 
     # adding
 
@@ -187,13 +70,13 @@ class World:
         children: dict[int, list[Job]] = {}
         added: list[Added] = []
         for index, spec in enumerate(specs):
-            shelf = self._listed(spec.queue)
+            shelf = self.listed(spec.queue)
             id = spec.id if spec.id is not None else ids.get(index)
             if not isinstance(spec.parent, int):
                 added.append(self._add(shelf, id, spec, spec.parent, now, parked=index in parents))
             else:
                 if (parent_id := specs[spec.parent].id or ids.get(spec.parent)) is None:
-                    parent_id = ids[spec.parent] = self._listed(specs[spec.parent].queue).next_id()
+                    parent_id = ids[spec.parent] = self.listed(specs[spec.parent].queue).next_id()
                 ref = ParentRef(specs[spec.parent].queue, parent_id)
                 added.append(self._add(shelf, id, spec, ref, now, parked=index in parents))
                 children.setdefault(spec.parent, []).append(shelf.jobs[added[-1].id])
@@ -202,8 +85,8 @@ class World:
                 for child in children[index]:
                     self._adopt(parent, child)
         for index in sorted(parents):
-            parent = self._shelves[specs[index].queue].jobs[added[index].id]
-            self._release_if_done(parent, now)
+            parent = self.shelves[specs[index].queue].jobs[added[index].id]
+            self.release_if_done(parent, now)
             added[index] = added[index]._replace(state=parent.state)
         return added
 
@@ -214,24 +97,22 @@ class World:
             if isinstance(wanted, int):
                 target = specs[wanted]
                 wanted = wanted if target.id is None else ParentRef(target.queue, target.id)
-            elif wanted is not None and wanted not in own and self._job(wanted) is None:
+            elif wanted is not None and wanted not in own and self.job(wanted) is None:
                 raise JobNotFoundError(wanted.queue, wanted.id)
             if spec.id is None:
                 continue
             ref = ParentRef(spec.queue, spec.id)
-            current = own[ref] if ref in own else self._living_parent(self._job(ref))
+            current = own[ref] if ref in own else self._living_parent(self.job(ref))
             if wanted is not None and (wanted == ref or current not in {None, wanted}):
-                whose = "its own" if wanted == ref else "already the child of another job"
+                what = "names itself as its parent" if wanted == ref else "is already the child of another job"
                 raise ConfigurationError(
-                    f"queue {spec.queue!r}: job {spec.id} is {whose}; give the child another id, or leave its parent out"
-                    if wanted != ref
-                    else f"queue {spec.queue!r}: job {spec.id} names itself as its parent"
+                    f"queue {spec.queue!r}: job {spec.id} {what}; give the child another id, or leave its parent out"
                 )
             if spec.dedup is None:
                 own[ref] = current if wanted is None else wanted
 
     def _living_parent(self, job: Job | None) -> ParentRef | None:
-        return None if job is None or self._job(job.parent) is None else job.parent
+        return None if job is None or self.job(job.parent) is None else job.parent
 
     def _add(
         self, shelf: Shelf, id: str | None, spec: JobSpec, parent: ParentRef | None, now: int, *, parked: bool
@@ -241,9 +122,9 @@ class World:
             if parent is not None:
                 job.parent = parent
                 job.policy = spec.policy
-                if not by_index and (stored := self._job(parent)) is not None:
+                if not by_index and (stored := self.job(parent)) is not None:
                     self._adopt(stored, job)
-                    self._release_if_done(stored, now)
+                    self.release_if_done(stored, now)
             shelf.emit(EventType.DUPLICATED, id)
             return Added(id, job.state, "same_id")
         if id is None:
@@ -252,14 +133,15 @@ class World:
             # A job that was not kept at its end counts as completed.
             job = shelf.jobs.get(owner)
             return Added(owner, JobState.COMPLETED if job is None else job.state, "deduplicated")
-        job = self._insert(shelf, id, spec, now, parked=parked)
+        job = self.insert(shelf, id, spec, now, parked=parked)
         if parent is not None:
             job.parent = parent
-            if not by_index and (stored := self._job(parent)) is not None:
+            if not by_index and (stored := self.job(parent)) is not None:
                 self._adopt(stored, job)
         return Added(id, job.state)
 
-    def _insert(self, shelf: Shelf, id: str, spec: JobSpec, now: int, *, parked: bool = False) -> Job:
+    def insert(self, shelf: Shelf, id: str, spec: JobSpec, now: int, *, parked: bool = False) -> Job:
+        """Make a job and put it where it belongs; a parent (``parked``) waits for its children."""
         job = shelf.jobs[id] = Job(shelf, id, spec, now)
         shelf.emit(EventType.ADDED, id, spec.name)
         due = due_of(spec, now)
@@ -271,11 +153,12 @@ class World:
             shelf.put_delayed(job, due)
             shelf.emit(EventType.DELAYED, id, due)
         else:
-            self._queue_up(job)
+            self.queue_up(job)
             shelf.emit(EventType.WAITING, id)
         return job
 
-    def _queue_up(self, job: Job) -> None:
+    def queue_up(self, job: Job) -> None:
+        """Make a job ready, in front if it asks for that."""
         if job.lifo and not job.priority:
             job.shelf.put_in_front(job)
         else:
@@ -290,7 +173,7 @@ class World:
         key = shelf.dedup.get(dedup.key)
         ttl = None if dedup.mode == "keep_latest" else dedup.ttl_ms
         until = None if ttl is None else now + ttl
-        if key is None or _key_is_free(shelf, key, now):
+        if key is None or key_is_free(shelf, key, now):
             shelf.dedup[dedup.key] = Key(id, until)
             return None
         owner = shelf.jobs.get(key.owner)
@@ -298,7 +181,7 @@ class World:
         if dedup.mode == "debounce":
             if delayed is None:
                 return key.owner
-            self._remove(delayed, now)
+            self.remove(delayed, now)
             shelf.dedup[dedup.key] = Key(id, until)
             self._tell_deduplicated(shelf, dedup.key, kept=id, dropped=delayed.id)
             return None
@@ -319,7 +202,7 @@ class World:
     def _tell_deduplicated(self, shelf: Shelf, key: str, *, kept: str, dropped: str) -> None:
         shelf.emit(EventType.DEDUPLICATED, kept, {"deduplicationId": key, "deduplicatedJobId": dropped})
 
-    def _free_key(self, job: Job, now: int) -> None:
+    def free_key(self, job: Job, now: int) -> None:
         """Let go of an ending job's key, or let the call kept for this moment in."""
         shelf = job.shelf
         if job.dedup is None or (key := shelf.dedup.get(job.dedup)) is None or key.owner != job.id:
@@ -327,7 +210,7 @@ class World:
         spec, key.successor = key.successor, None
         if spec is not None and spec.id is not None and spec.id not in shelf.jobs:
             key.owner = spec.id
-            self._insert(shelf, spec.id, spec, now)
+            self.insert(shelf, spec.id, spec, now)
         elif key.until is None:
             del shelf.dedup[job.dedup]
 
@@ -346,7 +229,8 @@ class World:
         elif ref not in parent.deps.children:
             parent.deps.put(Child(ref.queue, ref.id, "pending"))
 
-    def _release_if_done(self, parent: Job, now: int) -> None:
+    def release_if_done(self, parent: Job, now: int) -> None:
+        """Let a parent go on that waits for nothing."""
         if parent.state is JobState.WAITING_CHILDREN and (parent.deps is None or not parent.deps.pending):
             self._release(parent, now)
 
@@ -369,14 +253,15 @@ class World:
         if not silent:
             shelf.emit(EventType.WAITING, parent.id, prev)
 
-    def _child_completed(self, job: Job, now: int) -> None:
-        parent, ref = self._job(job.parent), job.ref
+    def child_completed(self, job: Job, now: int) -> None:
+        """Hand a child's result to its parent."""
+        parent, ref = self.job(job.parent), job.ref
         if parent is not None and parent.deps is not None and parent.deps.waits_for(ref):
             parent.deps.put(Child(ref.queue, ref.id, "processed", value=job.result))
-            self._release_if_done(parent, now)
+            self.release_if_done(parent, now)
 
     def _child_failed(self, job: Job, now: int) -> None:
-        parent, ref = self._job(job.parent), job.ref
+        parent, ref = self.job(job.parent), job.ref
         if parent is None or parent.deps is None or not parent.deps.waits_for(ref):
             return
         match job.policy:
@@ -394,93 +279,85 @@ class World:
                     self._release(parent, now)
             case ChildPolicy.IGNORE:
                 parent.deps.put(Child(ref.queue, ref.id, "ignored", reason=job.reason))
-                self._release_if_done(parent, now)
+                self.release_if_done(parent, now)
             case ChildPolicy.REMOVE:
                 parent.deps.drop(ref)
-                self._release_if_done(parent, now)
+                self.release_if_done(parent, now)
             case _:
                 assert_never(job.policy)
 
-    def _child_gone(self, job: Job, now: int, *, hard: bool = False) -> None:
+    def child_gone(self, job: Job, now: int) -> None:
         """Take a job that is being deleted, or detached, off its parent's list of pending children."""
-        parent = self._job(job.parent)
-        if parent is None or parent.deps is None or not parent.deps.waits_for(job.ref):
-            return
-        parent.deps.drop(job.ref)
-        if parent.deps.pending or parent.state is not JobState.WAITING_CHILDREN:
-            return
-        if hard and parent.shelf is job.shelf:
-            self._remove_hard(parent, now)
-        else:
-            self._release(parent, now, silent=hard)
+        if (parent := self._childless(job)) is not None:
+            self._release(parent, now)
 
-    def _family(self, job: Job) -> list[Job]:
+    def _childless(self, job: Job) -> Job | None:
+        """Take a job off its parent's list; the parent, if it waited for this one only."""
+        parent = self.job(job.parent)
+        if parent is None or parent.deps is None or not parent.deps.waits_for(job.ref):
+            return None
+        parent.deps.drop(job.ref)
+        return parent if parent.state is JobState.WAITING_CHILDREN and not parent.deps.pending else None
+
+    def family(self, job: Job) -> list[Job]:
         """Return a job after its pending children, theirs before them."""
         family = {job: None}
         stack = [job]
         while stack:
             parent = stack.pop()
             for ref, child in () if parent.deps is None else parent.deps.children.items():
-                if child.state == "pending" and (found := self._job(ref)) is not None and found not in family:
+                if child.state == "pending" and (found := self.job(ref)) is not None and found not in family:
                     family[found] = None
                     stack.append(found)
         return list(reversed(family))
 
     # removing
 
-    def _remove(self, job: Job, now: int, *, children: bool = False) -> None:
+    def remove(self, job: Job, now: int, *, children: bool = False) -> None:
         """Delete a job, and tell it."""
-        family = self._family(job) if children else [job]
+        family = self.family(job) if children else [job]
         left = {one: _LISTS.get(one.state, one.state.value) for one in family}
-        self._child_gone(job, now)
+        self.child_gone(job, now)
         for one, prev in left.items():
-            self._delete(one)
+            self.delete(one)
             self._drop_key(one)
             one.shelf.emit(EventType.REMOVED, one.id, {"prev": prev})
 
-    def _remove_hard(self, job: Job, now: int) -> None:
-        """Delete a job without a word, and a parent of the same queue that has no other pending child with it."""
-        self._delete(job)
-        self._drop_key(job)
-        self._child_gone(job, now, hard=True)
+    def remove_hard(self, job: Job, now: int) -> None:
+        """Delete a job without a word, and a parent of the same queue that waited for it only, and so on upward."""
+        while True:
+            self.delete(job)
+            self._drop_key(job)
+            parent = self._childless(job)
+            if parent is None:
+                return
+            if parent.shelf is not job.shelf:
+                self._release(parent, now, silent=True)
+                return
+            job = parent
 
-    def _delete(self, job: Job) -> None:
+    def delete(self, job: Job) -> None:
+        """Delete a job, and nothing else."""
         job.shelf.leave(job)
         job.shelf.forget(job)
 
-    # working
+    # ending
 
-    def step(self, req: Step, now: int) -> StepReply:
-        """Do what `Store.step` says."""
-        check_step(req)
-        shelf = self._shelves.get(req.queue)
-        if shelf is None:
-            return StepReply([SettleCode.MISSING] * len(req.outcomes), [], None, paused=False, now=now)
-        settled: list[SettleCode] = []
-        ended = False
-        if req.outcomes:
-            settled, ended = self._settle_all(shelf, req, now)
-        if shelf.delayed:
-            self._promote_due(shelf, now, 2 * req.take + 100)
-        jobs = self._resume(shelf, req, now) if req.resume else []
-        if req.take and (room := self._room(shelf, req, now, len(jobs))) > 0:
-            self._claim(shelf, req, now, room, jobs)
-        if ended and not shelf.active and not (req.take and shelf.delayed) and not self._ready(shelf):
-            shelf.emit(EventType.DRAINED)
-        first = shelf.next_delayed() if shelf.delayed else None
-        window = self._window(shelf, req, now) if shelf.rate_until > now else None
-        return StepReply(settled, jobs, earliest(None if first is None else first.due, window), shelf.paused, now)
+    def fail(self, job: Job, reason: str, trace: bytes | None, now: int) -> None:
+        """Let a job end in ``failed``, with all that hangs on it."""
+        shelf, prev = job.shelf, job.state.value
+        shelf.leave(job)
+        job.reason = reason
+        job.trace = job.trace if trace is None else trace
+        job.deferred = None
+        self.free_key(job, now)
+        self._child_failed(job, now)
+        shelf.end(job, JobState.FAILED, now)
+        shelf.emit(EventType.FAILED, job.id, {"failedReason": reason, "prev": prev})
+        if job.attempts >= job.max_attempts:
+            shelf.emit(EventType.RETRIES_EXHAUSTED, job.id, job.attempts)
 
-    def _settle_all(self, shelf: Shelf, req: Step, now: int) -> tuple[list[SettleCode], bool]:
-        """Settle outcomes in order; the codes, and whether a job ended."""
-        self._touched[shelf] = None
-        keeps: dict[tuple[JobState, Keep], None] = {}
-        before = shelf.ends
-        codes = [self._settle(shelf, held, outcome, now, keeps) for held, outcome in req.outcomes]
-        ended = shelf.ends - before
-        if req.metrics:
-            for tally, state in ((shelf.counted.completed, JobState.COMPLETED), (shelf.counted.failed, JobState.FAILED)):
-                pass
-        for state, keep in keeps:
-            self._trim(shelf, state, keep, now)
-        return codes, bool(ended)
+
+def key_is_free(shelf: Shelf, key: Key, now: int) -> bool:
+    """Return whether a deduplication key no longer keeps anything out."""
+    return key.owner not in shelf.jobs if key.until is None else key.until <= now

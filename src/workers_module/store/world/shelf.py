@@ -1,29 +1,22 @@
 """Where the jobs of one queue lie in memory: a collection per state, and the queue's settings and events beside them.
 
-Nothing here decides; `workers_module.store.world` does. A job that leaves a heap stays there as a dead entry until it comes to the
-top or the heap is rebuilt: an entry is alive while the job still has its number.
+Nothing here decides. A job that leaves a heap stays there as a dead entry until it comes to the top or the heap is
+rebuilt: an entry is alive while the job still has its number.
 """
 
 from collections import OrderedDict, deque
 from collections.abc import Iterator, Mapping
 from heapq import heapify, heappop, heappush
 from itertools import islice
-from typing import Final, NamedTuple, TypeAlias
+from typing import Final, TypeAlias
 
 from workers_module.job.events import Event, EventType
 from workers_module.job.record import ChildPolicy, JobRecord, OnCrash, ParentRef, Token
 from workers_module.job.state import JobState
-from workers_module.store.base import (
-    MAX_EVENTS,
-    Child,
-    Counts,
-    JobSpec,
-    Problem,
-    RateLimit,
-    ScheduleDefinition,
-    Series,
-)
-from workers_module.store.planning import ready_state, slot_job_id, wants
+from workers_module.store.base import MAX_EVENTS, Counts, Held, JobSpec, Problem, RateLimit, Step
+from workers_module.store.planning import rate_of, ready_state, wants
+from workers_module.store.world.tally import Tally
+from workers_module.store.world.ties import Chain, Deps, Key
 
 Raw: TypeAlias = tuple[str, str | None, Mapping[str, str] | bytes | str | int | None]
 """An event before somebody reads it: type, job id, and what its fields are made of."""
@@ -36,43 +29,9 @@ FROM_CHILDREN: Final = {"prev": "waiting-children"}
 FROM_DELAYED: Final = {"prev": "delayed"}
 FROM_WAITING: Final = {"prev": "waiting"}
 
+_COMPLETED: Final = JobState.COMPLETED
 _SPARE: Final = 64
 """So many dead entries of a heap are not worth a look."""
-
-
-class Deps:
-    """The children of a job, in the order they were added, and how many of them it waits for."""
-
-    __slots__ = ("children", "failed", "pending")
-
-    def __init__(self) -> None:
-        self.children: dict[ParentRef, Child] = {}
-        self.pending = 0
-        self.failed = 0
-
-    def put(self, child: Child) -> None:
-        """Note what became of a child."""
-        self.drop(ref := ParentRef(child.queue, child.id), keep_place=True)
-        self.children[ref] = child
-        self._count(child, 1)
-
-    def drop(self, ref: ParentRef, *, keep_place: bool = False) -> None:
-        """Forget a child."""
-        if old := self.children.get(ref):
-            self._count(old, -1)
-            if not keep_place:
-                del self.children[ref]
-
-    def waits_for(self, ref: ParentRef) -> bool:
-        """Return whether a child has not ended."""
-        child = self.children.get(ref)
-        return child is not None and child.state == "pending"
-
-    def _count(self, child: Child, by: int) -> None:
-        if child.state == "pending":
-            self.pending += by
-        elif child.state == "failed":
-            self.failed += by
 
 
 class Job:
@@ -171,6 +130,10 @@ class Job:
         """What its children and its parent call it."""
         return ParentRef(self.shelf.name, self.id)
 
+    def held_by(self, held: Held, now: int) -> bool:
+        """Return whether the active job is in the run that ``held`` names."""
+        return self.token == held.token or (self.fence == held.fence and self.lease <= now)
+
     @property
     def touched(self) -> int:
         """When something last happened to it, as far as its age is concerned."""
@@ -258,72 +221,6 @@ class Ready:
         return [job for _, number, job in sorted(self.heap) if job.number == number]
 
 
-class Key:
-    """A deduplication key: who owns it, until when (None: until that job ends), and the call kept for afterwards."""
-
-    __slots__ = ("owner", "successor", "until")
-
-    def __init__(self, owner: str, until: int | None) -> None:
-        self.owner = owner
-        self.until = until
-        self.successor: JobSpec | None = None
-
-
-class Chain:
-    """A schedule: `ScheduleRecord` says what this means."""
-
-    __slots__ = ("count", "definition", "id", "paused", "slot")
-
-    def __init__(self, id: str, definition: ScheduleDefinition, slot: int, *, paused: bool) -> None:
-        self.id = id
-        self.definition = definition
-        self.slot = slot
-        self.count = 0
-        self.paused = paused
-
-    @property
-    def job_id(self) -> str:
-        """The id of the current slot's job."""
-        return slot_job_id(self.id, self.slot)
-
-
-class Tally:
-    """How many jobs ended in one way: since ever, and per minute."""
-
-    __slots__ = ("first", "kept", "minutes", "total")
-
-    def __init__(self) -> None:
-        self.total = 0
-        self.first: int | None = None
-        self.kept = 0
-        self.minutes: dict[int, int] = {}
-
-    def add(self, number: int, now: int, keep: int) -> None:
-        """Count some more, and forget all but the newest minutes."""
-        minute = now // 60_000
-        self.total += number
-        self.first = minute if self.first is None else min(self.first, minute)
-        self.kept = keep
-        if minute not in self.minutes:
-            for old in [one for one in self.minutes if one < minute - keep]:
-                del self.minutes[old]
-        self.minutes[minute] = self.minutes.get(minute, 0) + number
-
-    def series(self, now: int, most: int) -> Series:
-        """Return the counts of the minutes before this one."""
-        minute = now // 60_000
-        known = 0 if self.first is None else minute - self.first
-        length = max(0, min(most, self.kept, known))
-        return Series(self.total, tuple(self.minutes.get(minute - n, 0) for n in range(1, length + 1)))
-
-
-class Counted(NamedTuple):
-    """The two tallies of a queue."""
-
-    completed: Tally
-    failed: Tally
-
-
 class Shelf:
     """One queue.
 
@@ -335,6 +232,7 @@ class Shelf:
         epoch: Tells this queue from an earlier one of the same name.
         rate_used: Starts in the rate window that ends at ``rate_until``.
         swept: When a sweep last did something.
+        completions: How many jobs were completed, where that is counted; ``failures`` likewise.
     """
 
     __slots__ = (
@@ -347,14 +245,15 @@ class Shelf:
         "_unsorted",
         "active",
         "completed",
+        "completions",
         "concurrency",
-        "counted",
         "dedup",
         "delayed",
         "delays",
         "epoch",
         "events",
         "failed",
+        "failures",
         "fresh",
         "jobs",
         "listed",
@@ -392,7 +291,8 @@ class Shelf:
         self.rate_used = 0
         self.rate_until = 0
         self.swept: int | None = None
-        self.counted = Counted(Tally(), Tally())
+        self.completions = Tally()
+        self.failures = Tally()
         self.events: deque[Raw] = deque(maxlen=MAX_EVENTS)
         self.fresh: list[Raw] = []
         self.written = 0
@@ -461,7 +361,7 @@ class Shelf:
         if now < self._last_end:
             self._unsorted = True
         self._last_end = now
-        self.ended(state)[job.id] = job
+        (self.completed if state is _COMPLETED else self.failed)[job.id] = job
 
     def leave(self, job: Job) -> None:
         """Take a job out of the collection it lies in."""
@@ -484,11 +384,7 @@ class Shelf:
                     self.delays = [entry for entry in self.delays if entry[2].number == entry[1]]
                     heapify(self.delays)
             case JobState.ACTIVE:
-                del self.active[id]
-                job.token = None
-                job.lease = 0
-                job.lapsed = None
-                job.cancelled = False
+                self.stop(job)
             case JobState.COMPLETED:
                 del self.completed[id]
             case JobState.FAILED:
@@ -497,9 +393,25 @@ class Shelf:
                 del self.parked[id]
         job.number = 0
 
+    def stop(self, job: Job) -> None:
+        """Take an active job out of its collection, and its lease from it."""
+        del self.active[job.id]
+        job.token = None
+        job.lease = 0
+        job.lapsed = None
+        job.cancelled = False
+
     def forget(self, job: Job) -> None:
         """Delete a job that lies in no collection (any more)."""
         del self.jobs[job.id]
+
+    def promote_due(self, now: int, most: int) -> None:
+        """Make delayed jobs ready whose time has come."""
+        while most > 0 and (job := self.next_delayed()) is not None and (job.due or 0) <= now:
+            most -= 1
+            self.leave(job)
+            self.put_behind(job)
+            self.emit(EventType.WAITING, job.id, FROM_DELAYED)
 
     # finding
 
@@ -536,6 +448,30 @@ class Shelf:
                 return job
             heappop(self.delays)
         return None
+
+    def next_due(self) -> int | None:
+        """Return when the next delayed job is due."""
+        job = self.next_delayed() if self.delayed else None
+        return None if job is None else job.due
+
+    @property
+    def claimable(self) -> int:
+        """How many jobs are ready."""
+        return self.count(JobState.WAITING) + self.count(JobState.PRIORITIZED)
+
+    def room(self, req: Step, now: int, taken: int = 0) -> int:
+        """Return how many jobs a step may still claim, as far as pause and limits are concerned."""
+        if self.paused or self.closed_until(req, now) is not None:
+            return 0
+        room = req.take - taken
+        return room if self.concurrency is None else min(room, self.concurrency - len(self.active))
+
+    def closed_until(self, req: Step, now: int) -> int | None:
+        """Return the end of the rate window, if that keeps a step from claiming."""
+        if self.rate_until <= now:
+            return None
+        rate = rate_of(self.rate, req.rate)
+        return self.rate_until if self.rate_used >= (MANUAL if rate is None else rate.max) else None
 
     def ended(self, state: JobState) -> OrderedDict[str, Job]:
         """Return the completed or the failed jobs."""
@@ -600,11 +536,11 @@ class Shelf:
     # events
 
     def emit(
-        self, type: str, id: str | None = None, extra: Mapping[str, str] | bytes | str | int | None = None
+        self, kind: str, id: str | None = None, extra: Mapping[str, str] | bytes | str | int | None = None
     ) -> None:
         """Note an event; `unfold` says what ``extra`` means."""
         self._touched[self] = None
-        self.fresh.append((type, id, extra))
+        self.fresh.append((kind, id, extra))
 
     def flush(self) -> bool:
         """Append the events of the call that is over; whether there were any."""
@@ -637,7 +573,9 @@ class Shelf:
         for state in JobState:
             listed = list(self.in_order(state))
             if len(listed) != self.count(state):
-                yield Problem("I5", None, f"{self.count(state)} jobs are counted as {state}, and {len(listed)} are there")
+                yield Problem(
+                    "I5", None, f"{self.count(state)} jobs are counted as {state}, and {len(listed)} are there"
+                )
             for job in listed:
                 if self.jobs.get(job.id) is not job:
                     yield Problem("I1", job.id, f"is listed as {state} but is not there")
@@ -673,21 +611,21 @@ class Shelf:
 
 def unfold(raw: Raw) -> Event:
     """Return an event as readers see it; its fields are made only now, because most events are never read."""
-    type, id, extra = raw
+    kind, id, extra = raw
     match extra:
         case None:
-            return Event(type, id)
+            return Event(kind, id)
         case str():
-            return Event(type, id, {"name": extra})
+            return Event(kind, id, {"name": extra})
         case int():
-            return Event(type, id, {"delay" if type == EventType.DELAYED else "attemptsMade": str(extra)})
+            return Event(kind, id, {"delay" if kind == EventType.DELAYED else "attemptsMade": str(extra)})
         case bytes():
             text = extra.decode("utf-8", "replace")
-            if type == EventType.PROGRESS:
-                return Event(type, id, {"data": text})
-            return Event(type, id, {"returnvalue": text, "prev": "active"})
+            if kind == EventType.PROGRESS:
+                return Event(kind, id, {"data": text})
+            return Event(kind, id, {"returnvalue": text, "prev": "active"})
         case _:
-            return Event(type, id, extra)
+            return Event(kind, id, extra)
 
 
 def _by_end(jobs: OrderedDict[str, Job]) -> OrderedDict[str, Job]:

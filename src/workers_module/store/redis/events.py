@@ -1,0 +1,152 @@
+"""Following a queue's events: its stream, and those of its jobs with tags.
+
+A script reads what there is behind the cursor, in one look over all streams; XREAD only tells when to look again.
+"""
+
+import json
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from typing import Any, Final
+
+import anyio
+
+from workers_module.errors import ConfigurationError, StoreDeniedError, StoreUnavailableError
+from workers_module.job.events import Event, EventBatch, EventType
+from workers_module.store.redis.connect import Links, backoff
+from workers_module.store.redis.keys import Keys
+from workers_module.store.redis.scripts import script
+
+AT_ONCE: Final = 1_000
+"""The most events of one stream in a batch."""
+SLEEP_SECONDS: Final = 10.0
+_SLACK_SECONDS: Final = 5.0
+_READ: Final = script("events-2")
+_OWN: Final = "wm:"
+"""What the types of events begin with that are only for readers of ours."""
+
+Cursor = dict[str, str]
+"""For each set of tags (joined; "" for the queue itself) the last id read."""
+
+
+def read_cursor(text: str) -> Cursor:
+    """Read what `write_cursor` wrote.
+
+    Raises:
+        ConfigurationError: It is no cursor of this kind of store.
+    """
+    try:
+        found = json.loads(text)
+        if isinstance(found, dict) and all(_is_id(id) for id in found.values()):
+            return found
+    except ValueError:
+        pass
+    raise ConfigurationError(f"{text!r} is no cursor of a Redis store; pass the cursor of an EventBatch, or None")
+
+
+def write_cursor(cursor: Mapping[str, str]) -> str:
+    """Write a cursor as text."""
+    return json.dumps(cursor, separators=(",", ":"))
+
+
+class Follower:
+    """Reads one queue's events.
+
+    Args:
+        links: The store's connections.
+        keys: The store's.
+        queue: The queue.
+        after: Where to go on; None to begin with what comes after `begin`.
+    """
+
+    def __init__(self, links: Links, keys: Keys, queue: str, after: str | None) -> None:
+        self._links = links
+        self._keys = keys
+        self._queue = queue
+        self._cursor: Cursor = {"": "$"} if after is None else read_cursor(after)
+
+    async def begin(self) -> None:
+        """Find out what the last event is, if nothing else was said."""
+        if self._cursor == {"": "$"}:
+            self._cursor = {_text(tags): _text(last) for tags, last, _, _ in await self._look()}
+
+    async def batches(self) -> AsyncGenerator[EventBatch]:
+        """Go through the events, a batch for each look that finds some; a lost connection is made anew."""
+        failures = 0
+        while True:
+            try:
+                found = await self._look()
+                failures = 0
+                events = self._take(found)
+                if events:
+                    yield EventBatch(write_cursor(self._cursor), tuple(events))
+                    continue
+                await self._sleep()
+            except StoreDeniedError:
+                raise
+            except StoreUnavailableError:
+                self._links.check()
+                await anyio.sleep(backoff(failures))
+                failures += 1
+
+    async def _look(self) -> list[Any]:
+        args = [self._keys.head, self._queue, "", AT_ONCE]
+        for tags, last in self._cursor.items():
+            args += (tags, last)
+        found: list[Any] = await self._links.call(_READ, _READ.command(self._keys.declared(self._queue), args))
+        return found
+
+    def _take(self, found: Sequence[Any]) -> list[Event]:
+        events: list[Event] = []
+        merged: list[tuple[tuple[int, int], int, Event]] = []
+        for tags, last, gap, entries in found:
+            self._cursor[_text(tags)] = _text(last)
+            if gap:
+                events.append(Event(EventType.GAP))
+            for id, flat in entries:
+                event = _event(flat)
+                if not event.type.startswith(_OWN):
+                    merged.append((_order(id), len(merged), event))
+        merged.sort(key=lambda one: one[:2])
+        events.extend(event for _, _, event in merged)
+        return events
+
+    async def _sleep(self) -> None:
+        name = self._keys.client_name(self._queue, "") + ":qe"
+        link = self._links.sleeper(name)
+        try:
+            streams = [self._keys.stream(self._queue, tags) for tags in self._cursor]
+            command = (
+                "XREAD",
+                "COUNT",
+                1,
+                "BLOCK",
+                int(SLEEP_SECONDS * 1_000),
+                "STREAMS",
+                *streams,
+                *self._cursor.values(),
+            )
+            (reply,) = await link.ask([command], SLEEP_SECONDS + _SLACK_SECONDS)
+            self._links.answer(reply)
+        finally:
+            await self._links.rest(name, link)
+
+
+def _event(flat: Sequence[bytes]) -> Event:
+    it = iter(flat)
+    fields = {_text(name): _text(value) for name, value in zip(it, it, strict=False)}
+    return Event(fields.pop("event", "unknown"), fields.pop("jobId", None), fields)
+
+
+def _order(id: bytes) -> tuple[int, int]:
+    ms, _, number = id.partition(b"-")
+    return int(ms), int(number)
+
+
+def _is_id(text: object) -> bool:
+    if not isinstance(text, str):
+        return False
+    ms, _, number = text.partition("-")
+    return ms.isdecimal() and number.isdecimal()
+
+
+def _text(raw: bytes) -> str:
+    return raw.decode("utf-8", "replace")

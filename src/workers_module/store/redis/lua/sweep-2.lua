@@ -1,0 +1,175 @@
+--[[
+Takes back abandoned jobs, makes due jobs ready, applies age limits, trims events, and names idle schedules.
+
+A first look puts active jobs without a lease into the set "stalled"; what is still there without a lease at the next look
+is abandoned. What one call cannot finish the next goes on with ("wm:more"), without a look of its own.
+
+KEYS     see core
+ARGV[4]  interval in ms
+ARGV[5]  lost leases after which a job is to be failed
+ARGV[6]  age in ms of completed jobs to remove, or ""
+ARGV[7]  the same of failed jobs
+
+Returns  recovered ids, idle schedules, wake_at or "", more, now
+]]
+local base = queue_place(QUEUE)
+local check, going_on = base.k .. 'stalled-check', base.k .. 'wm:more'
+local interval, most_crashes = tonumber(ARGV[4]), tonumber(ARGV[5])
+local all = every(base)
+
+local function earliest_due()
+  local due
+  for _, p in ipairs(all) do
+    local first = next_due(p)
+    due = first and min(first, due or first) or due
+  end
+  return due and int(due) or ''
+end
+
+if call('EXISTS', base.meta) == 0 then
+  return { {}, {}, '', 0, int(now) }
+end
+local more_before = get(going_on)
+local last = tonumber(get(check) or '')
+if not more_before and last and last <= now and now < last + interval then
+  return { {}, {}, earliest_due(), 0, int(now) }
+end
+if not more_before then
+  put(check, int(now), interval)
+end
+
+for _, p in ipairs(all) do
+  p.trimmed = true
+  call('XTRIM', p.events, 'MAXLEN', '~', int(settings(p).cap))
+end
+
+-- abandoned jobs
+
+local recovered, more = {}, false
+
+local function recover(p, id, lock)
+  local key = p.k .. id
+  local h = call('HMGET', key, 'priority', 'stc', 'rjk', 'wm:oc', 'name')
+  call('DEL', lock)
+  call('HDEL', key, 'wm:cancel')
+  if not h[5] then
+    put_in_front(p, id, 0)
+    return
+  end
+  local crashes = (tonumber(h[2]) or 0) + 1
+  local schedule = h[3]
+  local spared = schedule
+    and (call('EXISTS', base.k .. 'repeat:' .. schedule) == 1 or call('ZSCORE', base.k .. 'repeat', schedule))
+  call('HSET', key, 'stc', int(crashes))
+  if h[4] == 'fail' or (crashes >= most_crashes and not spared) then
+    call('HSET', key, 'defa', CRASHED)
+  end
+  put_in_front(p, id, tonumber(h[1]) or 0)
+  emit(p, 'waiting', 'jobId', id, 'prev', 'active')
+  emit(p, 'stalled', 'jobId', id)
+end
+
+local function look(p)
+  local suspects = call('SMEMBERS', p.stalled)
+  local seen = {}
+  for i = 1, #suspects do
+    seen[suspects[i]] = true
+  end
+  local active = call('LRANGE', p.active, 0, -1)
+  local lapsed, abandoned, left_over = {}, {}, {}
+  -- From the newest to the oldest: each goes in front of the one before, so that the oldest runs first.
+  for i = 1, #active do
+    local id = active[i]
+    local lock = p.k .. id .. ':lock'
+    if (seen[id] or not more_before) and not get(lock) then
+      if not seen[id] then
+        lapsed[#lapsed + 1] = id
+      elseif #recovered + #abandoned < CHUNK then
+        abandoned[#abandoned + 1] = id
+      else
+        more = true
+        left_over[#left_over + 1] = id
+      end
+    end
+  end
+  local told = {}
+  for i = 1, #abandoned do
+    call('LREM', p.active, 1, abandoned[i])
+    recover(p, abandoned[i], p.k .. abandoned[i] .. ':lock')
+    told[#abandoned - i + 1] = abandoned[i]
+  end
+  for i = 1, #told do
+    recovered[#recovered + 1] = told[i]
+  end
+  if more_before then
+    for i = 1, #abandoned do
+      call('SREM', p.stalled, abandoned[i])
+    end
+  else
+    call('DEL', p.stalled)
+    -- Those seen for the first time must not be taken for suspects by the call that goes on.
+    lapsed = #left_over > 0 and left_over or lapsed
+    for from = 1, #lapsed, CHUNK do
+      call('SADD', p.stalled, unpack(lapsed, from, min(from + CHUNK - 1, #lapsed)))
+    end
+  end
+end
+
+for _, p in ipairs(all) do
+  if not more_before or more_before == 'jobs' then
+    look(p)
+  end
+end
+local what = more and 'jobs' or nil
+
+-- the rest
+
+local room = 2 * CHUNK
+for _, p in ipairs(all) do
+  room = room - promote(p, room)
+end
+if room <= 0 then
+  what = what or 'due'
+end
+if ARGV[6] ~= '' then
+  trim(base, 'completed', nil, now - tonumber(ARGV[6]), CHUNK)
+end
+if ARGV[7] ~= '' then
+  trim(base, 'failed', nil, now - tonumber(ARGV[7]), CHUNK)
+end
+
+local idle = {}
+for _, schedule in ipairs(call('ZRANGE', base.k .. 'repeat', 0, 4 * CHUNK)) do
+  local slot = call('ZSCORE', base.k .. 'repeat', schedule)
+  local paused = call('HGET', base.k .. 'repeat:' .. schedule, 'wm:paused')
+  if not paused then
+    local id = 'repeat:' .. schedule .. ':' .. int(tonumber(slot))
+    local p = find_job(base, id)
+    if not p or has_ended(state_of(p, id)) then
+      idle[#idle + 1] = schedule
+    end
+  end
+end
+
+if what then
+  put(going_on, what, 60000)
+elseif more_before then
+  call('DEL', going_on)
+end
+
+-- A set of tags without jobs for a day is forgotten.
+if not GIVEN then
+  for _, p in ipairs(tagged(base)) do
+    local found = call('EXISTS', p.wait, p.prioritized, p.delayed, p.active, p.completed, p.failed, p.parents)
+    if found == 0 then
+      local newest = call('XREVRANGE', p.events, '+', '-', 'COUNT', 1)
+      if not newest[1] or tonumber(string.match(newest[1][1], '^%d+')) < now - 86400000 then
+        call('SREM', base.k .. 'wm:tagsets', p.tags)
+        call('DEL', p.events, p.meta, p.marker, p.pc, p.stalled)
+        p.rung, p.late = false, false
+      end
+    end
+  end
+end
+wake()
+return { recovered, idle, earliest_due(), what and 1 or 0, int(now) }

@@ -1,0 +1,49 @@
+"""The scripts: how their text is put together, and how they are called.
+
+A script is known to the server by a hash of its text, and the server may forget it at any time: then the text is sent.
+"""
+
+import hashlib
+import re
+from collections.abc import Sequence
+from functools import cache
+from importlib.resources import files
+from typing import Final, NamedTuple
+
+Argument = bytes | str | int | float
+Command = tuple[Argument, ...]
+
+_LUA: Final = files(__package__).joinpath("lua")
+_BLOCK: Final = re.compile(r"--\[\[.*?\]\]\n?", re.DOTALL)
+_LINE: Final = re.compile(r"^\s*--[^\n]*\n", re.MULTILINE)
+
+
+class Script(NamedTuple):
+    """A script: the text the server gets, its hash, and how many keys it declares."""
+
+    name: str
+    text: bytes
+    sha: str
+    keys: int
+
+    def command(self, keys: Sequence[str], args: Sequence[Argument]) -> Command:
+        """Return the call by hash."""
+        return ("EVALSHA", self.sha, self.keys, *keys, *args)
+
+    def whole(self, command: Command) -> Command:
+        """Return a call by hash as one that carries the text."""
+        return ("EVAL", self.text, *command[2:])
+
+
+@cache
+def script(name: str) -> Script:
+    """Return a script by its file's name without ending, such as ``step-2``."""
+    keys = int(name.rpartition("-")[2])
+    text = _read(name) if keys == 1 else _read("core") + _read(name)
+    raw = text.encode()
+    return Script(name, raw, hashlib.sha1(raw, usedforsecurity=False).hexdigest(), keys)
+
+
+def _read(name: str) -> str:
+    text = _LUA.joinpath(f"{name}.lua").read_text(encoding="utf-8")
+    return _LINE.sub("", _BLOCK.sub("", text))

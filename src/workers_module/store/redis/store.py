@@ -1,0 +1,1165 @@
+"""The Redis store: each call of the contract is one script."""
+
+import asyncio
+import logging
+import os
+import threading
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from dataclasses import replace
+from typing import Any, Final, Literal, assert_never
+from weakref import ref
+
+import anyio
+from redis import exceptions as raised
+
+from workers_module.clock import Clock, FrozenClock
+from workers_module.errors import (
+    ConfigurationError,
+    IllegalMoveError,
+    InvalidNameError,
+    JobNotFoundError,
+    StoreError,
+    StoreOutcomeUnknownError,
+    StoreUnavailableError,
+)
+from workers_module.job.events import Event, EventBatch
+from workers_module.job.outcome import Completed, Failed, Keep, Outcome, Release, Retry, Snooze, WaitChildren
+from workers_module.job.record import JobRecord, ParentRef
+from workers_module.job.state import ALL_STATES, JobState
+from workers_module.store.base import (
+    UNSET,
+    Action,
+    Added,
+    Beat,
+    ByIds,
+    Capability,
+    Child,
+    Claimed,
+    Counts,
+    DropSchedule,
+    EditResult,
+    Fail,
+    FireSlot,
+    Held,
+    JobPatch,
+    JobSpec,
+    LockInfo,
+    Metrics,
+    Order,
+    Page,
+    Problem,
+    Promote,
+    PutSchedule,
+    QueuePatch,
+    QueueSettings,
+    RateLimit,
+    Remove,
+    RenewReply,
+    RetryAgain,
+    ScheduleDefinition,
+    ScheduleRecord,
+    Selection,
+    Series,
+    Settle,
+    SettleCode,
+    Step,
+    StepReply,
+    StoreInfo,
+    StoreKind,
+    Sweep,
+    SweepReply,
+    WorkerInfo,
+    WorkerOrder,
+)
+from workers_module.store.codec import dump_worker, load_worker
+from workers_module.store.planning import MAX_MOVED, check_specs, check_step, cut_line
+from workers_module.store.redis.connect import LIBRARY, Address, CutOffError, Link, Links, translate
+from workers_module.store.redis.events import Follower
+from workers_module.store.redis.fields import FLAGS, Started, read_record, record_fields, spec_extras, to_json
+from workers_module.store.redis.keys import Keys, check_id, check_tags, glob, is_reserved
+from workers_module.store.redis.scripts import Argument, Command, Script, script
+
+OLDEST: Final = (6, 2)
+"""The oldest server this works with; a clock of the caller's needs `OLDEST_WITH_CLOCK`."""
+OLDEST_WITH_CLOCK: Final = (7, 0)
+MOST_CONNECTIONS: Final = 10
+BLOCK_SECONDS: Final = 10.0
+"""How long a worker sleeps at most before it looks again, were all markers lost."""
+_SLACK_SECONDS: Final = 5.0
+_SCANNED: Final = 1_000
+_SLOW_SECONDS: Final = 0.1
+_LISTED_SECONDS: Final = 30.0
+"""How long the names of queues are remembered, when finding them took long."""
+_PIECE: Final = 500
+"""Jobs of one call to ``restore``, and of one look of ``verify``."""
+_CODES: Final = (
+    SettleCode.OK,
+    SettleCode.MISSING,
+    SettleCode.ALREADY,
+    SettleCode.LEASE_LOST,
+    SettleCode.PENDING,
+    SettleCode.CHILD_FAILED,
+    SettleCode.NOTHING_PENDING,
+)
+_EDITED: Final = (EditResult.OK, EditResult.MISSING, EditResult.LEASE_LOST, EditResult.WRONG_STATE)
+_TO: Final[dict[type[Action], str]] = {Remove: "removed", RetryAgain: "waiting", Promote: "waiting", Fail: "failed"}
+_UNKNOWN_PARENT: Final = -5
+_OTHER_PARENT: Final = -7
+_ACTIVE: Final = JobState.ACTIVE
+
+_ADD: Final = script("add-2")
+_STEP: Final = script("step-2")
+_RENEW: Final = script("renew-2")
+_SWEEP: Final = script("sweep-2")
+_EDIT: Final = script("edit-2")
+_MOVE: Final = script("move-2")
+_CONFIGURE: Final = script("configure-2")
+_OBLITERATE: Final = script("obliterate-2")
+_SCHEDULE: Final = script("schedule-2")
+_READ: Final = script("read-2")
+_PUBLISH: Final = script("publish-2")
+_RESTORE: Final = script("restore-2")
+_VERIFY: Final = script("verify-2")
+_LEASE: Final = script("lease-1")
+_WORKER: Final = script("worker-1")
+
+_log = logging.getLogger(__name__)
+
+
+class RedisStore:
+    """Keeps jobs in Redis 6.2 or newer, or Valkey, as BullMQ 6 does.
+
+    Delivery, leases and slots go by the server's clock.
+
+    Args:
+        url: ``redis://``, ``rediss://`` or ``unix://``.
+        prefix: What all keys begin with. On a cluster it stands in braces (``{bull}``), so that they lie in one slot.
+        clock: A clock other than the server's, for tests.
+        allow_eviction: Accept a server that deletes keys when its memory is full. It will lose jobs.
+        connections: How many commands may be under way at once.
+
+    Example:
+        ``store = RedisStore("redis://localhost:6379/0"); await store.open()``
+
+    Raises:
+        ConfigurationError: The URL or the prefix cannot be used.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        prefix: str = "bull",
+        clock: Clock | None = None,
+        allow_eviction: bool = False,
+        connections: int = MOST_CONNECTIONS,
+    ) -> None:
+        self._address = Address(url)
+        self._keys = Keys(prefix)
+        self._clock = clock if clock is not None and type(clock) is not Clock else None
+        self._allow_eviction = allow_eviction
+        self._most = connections
+        self._links: Links | None = None
+        self._opening: asyncio.Lock | None = None
+        self._info: StoreInfo | None = None
+        self._declared: dict[str, tuple[str, str]] = {}
+        self._wake_at: dict[str, int | None] = {}
+        self._behind_ms = 0.0
+        self._listed: tuple[float, list[str]] | None = None
+        self._warned: set[str] = set()
+        if isinstance(clock, FrozenClock):
+            me = ref(self)
+
+            def moved() -> None:
+                store = me()
+                if store is not None and store._links is not None:
+                    store._links.interrupt()
+
+            clock.on_change(moved)
+
+    # life
+
+    async def open(self) -> StoreInfo:
+        """Connect and look at the server's settings; see `Store.open`."""
+        if self._opening is None:
+            self._opening = asyncio.Lock()
+        async with self._opening:
+            if self._info is None or self._links is None or self._links.closed:
+                links = Links(self._address, self._most)
+                try:
+                    self._info = await self._look_around(links)
+                except BaseException:
+                    await links.close()
+                    raise
+                self._links = links
+        return self._info
+
+    async def _look_around(self, links: Links) -> StoreInfo:
+        replies = await links.run(
+            [
+                ("INFO",),
+                ("CONFIG", "GET", "maxmemory-policy"),
+                ("CONFIG", "GET", "save"),
+                ("SCAN", "0", "MATCH", self._keys.pattern(), "COUNT", 10 * _SCANNED),
+            ]
+        )
+        told = _parse_info(links.answer(replies[0]))
+        version = told.get("valkey_version") or told.get("redis_version", "0")
+        speaks = _version(told.get("redis_version", "0"))
+        if speaks < OLDEST:
+            raise ConfigurationError(
+                f"{self._address.place} is version {version}; this needs Redis 6.2, or Valkey, or newer"
+            )
+        if self._clock is not None and speaks < OLDEST_WITH_CLOCK:
+            raise ConfigurationError(f"{self._address.place} is version {version}; a clock of your own needs Redis 7.0")
+        if told.get("cluster_enabled") == "1" and not ("{" in self._keys.prefix and "}" in self._keys.prefix):
+            raise ConfigurationError(
+                f"{self._address.place} is a cluster: put the key prefix in braces ('{{{self._keys.prefix}}}'), "
+                "so that all keys of a call lie on one node"
+            )
+        warnings: list[str] = []
+        policy = _second(replies[1]) or told.get("maxmemory_policy", "noeviction")
+        if policy != "noeviction":
+            text = f"{self._address.place} deletes keys when its memory is full (maxmemory-policy {policy})"
+            if not self._allow_eviction:
+                raise ConfigurationError(
+                    f"{text}, and so would lose jobs; set it to noeviction, or pass allow_eviction=True"
+                )
+            warnings.append(f"{text}: jobs can be lost.")
+        if told.get("aof_enabled", "0") == "0" and not _second(replies[2]) and not isinstance(replies[2], Exception):
+            warnings.append(f"{self._address.place} writes nothing to disk: jobs end with the server.")
+        metas = [] if isinstance(replies[3], Exception) else replies[3][1]
+        warnings += await self._warn_of_peers(links, metas)
+        return StoreInfo(
+            kind=StoreKind.REDIS,
+            version=version,
+            place=f"{self._address.place} (prefix {self._keys.prefix})",
+            capabilities=frozenset({Capability.DURABLE, Capability.SHARED}),
+            warnings=tuple(warnings),
+        )
+
+    async def _warn_of_peers(self, links: Links, metas: Sequence[bytes]) -> list[str]:
+        if not metas:
+            return []
+        replies = await links.run([("HGET", meta, "version") for meta in metas])
+        found = sorted({reply.decode() for reply in replies if isinstance(reply, bytes)})
+        return [_peer_warning(version) for version in found if _is_other_peer(version)]
+
+    async def close(self) -> None:
+        """End sleeping calls, let the others end, and let go of every connection; see `Store.close`."""
+        links, self._links = self._links, None
+        if links is not None:
+            await links.close()
+
+    def renewer(self) -> "RedisRenewer":
+        """Return a renewer with a connection of its own; see `Store.renewer`."""
+        return RedisRenewer(self._address, self._keys, self._clock)
+
+    def _open_links(self) -> Links:
+        if self._links is None:
+            raise StoreError(f"{self._address.place}: this store is not open; await store.open() first")
+        return self._links
+
+    def _instant(self, now: int | None) -> Argument:
+        if now is not None:
+            return now
+        return "" if self._clock is None else self._clock.now_ms()
+
+    def _command(self, what: Script, queue: str, now: int | None, args: Iterable[Argument]) -> Command:
+        keys = self._declared.get(queue)
+        if keys is None:
+            keys = self._declared[queue] = self._keys.declared(queue)
+        return what.command(keys, (self._keys.head, queue, self._instant(now), *args))
+
+    async def _call(self, what: Script, queue: str, now: int | None, *args: Argument) -> Any:
+        return await self._open_links().call(what, self._command(what, queue, now, args))
+
+    # producing
+
+    async def add(self, specs: Sequence[JobSpec], *, tx: object = None, now: int | None = None) -> list[Added]:
+        """Store jobs; see `Store.add`.
+
+        Raises:
+            ConfigurationError: ``tx`` is given: Redis takes part in no other transaction. Write the job to a table of your
+                own in that transaction (an outbox), and add it from there under an id of its own.
+            InvalidNameError: An id or a tag that Redis needs for itself.
+        """
+        if tx is not None:
+            raise ConfigurationError(
+                "Redis takes part in no transaction of another store: leave tx= out. To add a job exactly if a transaction "
+                "commits, write it to an outbox table in that transaction and add it from there, under an id of its own"
+            )
+        links = self._open_links()
+        if not specs:
+            return []
+        check_specs(specs)
+        args: list[Argument] = [len(specs), "0"]
+        repeatable = True
+        for spec in specs:
+            if spec.id is None:
+                repeatable = False
+            else:
+                check_id(spec.queue, spec.id)
+            if spec.tags:
+                check_tags(spec.queue, spec.tags)
+            extras = spec_extras(spec)
+            if spec.parent is not None:
+                args[1] = "1"
+                if isinstance(spec.parent, int):
+                    extras["pi"] = spec.parent + 1
+                else:
+                    extras["pq"], extras["pid"] = spec.parent
+            args += (
+                self._keys.place(spec.queue, spec.tags),
+                "" if spec.id is None else spec.id,
+                spec.name,
+                spec.data,
+                spec.opts,
+                to_json(extras) if extras else "",
+            )
+        try:
+            reply = await links.call(_ADD, self._command(_ADD, specs[0].queue, now, args))
+        except CutOffError as error:
+            if repeatable:
+                raise
+            raise StoreOutcomeUnknownError(
+                f"{error}; the jobs may or may not have been added. Jobs with ids of their own can be added again safely"
+            ) from error
+        if reply and isinstance(reply[0], int):
+            self._refuse_parent(specs, reply)
+        self._listed = None
+        return [Added(id.decode(), JobState(state.decode()), _EXISTING[existing]) for id, state, existing in reply]
+
+    def _refuse_parent(self, specs: Sequence[JobSpec], reply: Sequence[int]) -> None:
+        spec = specs[reply[1] - 1]
+        if reply[0] == _UNKNOWN_PARENT and isinstance(spec.parent, ParentRef):
+            raise JobNotFoundError(spec.parent.queue, spec.parent.id)
+        what = "names itself as its parent" if reply[2] else "is already the child of another job"
+        raise ConfigurationError(
+            f"queue {spec.queue!r}: job {spec.id} {what}; give the child another id, or leave its parent out"
+        )
+
+    # working
+
+    def _step_command(self, req: Step) -> Command:
+        rate = req.rate
+        args: list[Argument] = [
+            req.token,
+            req.worker,
+            req.take,
+            req.lease_ms,
+            "+".join(req.tags),
+            "" if rate is None else rate.max,
+            "" if rate is None else rate.window_ms,
+            req.metrics,
+            "1" if req.resume else "",
+            len(req.outcomes),
+        ]
+        for settle in req.outcomes:
+            _write_outcome(args, settle)
+        return self._command(_STEP, req.queue, req.now, args)
+
+    def _step_reply(self, req: Step, reply: Sequence[Any]) -> StepReply:
+        now, paused, wake_at, version, codes, jobs = reply
+        instant = int(now)
+        due = int(wake_at) if wake_at else None
+        self._wake_at[req.queue] = due
+        self._behind_ms = instant - time.monotonic() * 1_000
+        if version:
+            self._warn_once(version.decode())
+        claimed: list[Claimed] = []
+        queue, token, keys = req.queue, req.token, self._keys
+        for tags, id, start, flat in jobs:
+            name = id.decode()
+            started = Started(int(start), instant, req.worker) if start else None
+            record = read_record(keys, queue, name, tags, _ACTIVE, flat, started=started)
+            held: Held = tuple.__new__(Held, (name, token, record.fence, None))
+            claimed.append(tuple.__new__(Claimed, (record, held)))
+        return StepReply([_CODES[code] for code in codes], claimed, due, paused == 1, instant)
+
+    def _warn_once(self, version: str) -> None:
+        if version not in self._warned:
+            self._warned.add(version)
+            _log.warning("%s", _peer_warning(version))
+
+    async def step(self, req: Step) -> StepReply:
+        """Settle outcomes, then claim jobs; see `Store.step`."""
+        check_step(req)
+        reply = await self._open_links().call(_STEP, self._step_command(req))
+        return self._step_reply(req, reply)
+
+    async def wait(self, req: Step, timeout: float) -> StepReply:
+        """Sleep until a marker wakes this worker or time does, then do ``req``; see `Store.wait`.
+
+        The claim is sent right behind the sleep, over the same connection.
+        """
+        links = self._open_links()
+        check_step(req)
+        loop = asyncio.get_running_loop()
+        end = loop.time() + timeout
+        name = self._keys.client_name(req.queue, req.worker)
+        link = links.sleeper(name)
+        try:
+            while True:
+                try:
+                    reply = await self._sleep(links, link, req, self._seconds_to_sleep(req, end - loop.time()))
+                except CutOffError:
+                    if not link.interrupted:
+                        raise
+                    # Somebody moved the clock, or closed the store; what the call may have claimed is under our token.
+                    links.check()
+                    link.interrupted = False
+                    req = replace(req, resume=True)
+                    reply = await self._sleep(links, link, req, 0)
+                if reply.jobs or loop.time() >= end:
+                    return reply
+        finally:
+            await links.rest(name, link)
+
+    def _seconds_to_sleep(self, req: Step, seconds: float) -> float:
+        """Return how long to sleep at most: not past the next moment at which time brings work."""
+        seconds = min(seconds, BLOCK_SECONDS)
+        due = self._wake_at.get(req.queue)
+        if due is not None and self._clock is None and req.now is None:
+            # One more, for the part of a millisecond that the server's clock does not show: nothing starts early.
+            seconds = min(seconds, (due - self._behind_ms - time.monotonic() * 1_000 + 1) / 1_000)
+        return seconds
+
+    async def _sleep(self, links: Links, link: Link, req: Step, seconds: float) -> StepReply:
+        command = self._step_command(req)
+        if seconds > 0:
+            keys = self._keys.markers(req.queue, req.tags)
+            sleep: Command = ("BZPOPMIN", *keys, f"{max(seconds, 0.002):.3f}")
+            marker, reply = await link.ask([sleep, command], seconds + _SLACK_SECONDS)
+            if isinstance(marker, Exception) and not str(marker).startswith("UNBLOCKED"):
+                links.refuse(marker)
+        else:
+            (reply,) = await link.ask([command])
+        if isinstance(reply, raised.NoScriptError):
+            (reply,) = await link.ask([_STEP.whole(command)])
+        return self._step_reply(req, links.answer(reply))
+
+    async def renew(self, queue: str, held: Sequence[Held], lease_ms: int, *, now: int | None = None) -> RenewReply:
+        """Extend the leases of running jobs; see `Store.renew`."""
+        if not held:
+            self._open_links()
+            return RenewReply()
+        return _renew_reply(await self._call(_RENEW, queue, now, *_renew_args(held, lease_ms)))
+
+    async def sweep(self, req: Sweep) -> SweepReply:
+        """Bring back abandoned jobs and tidy up; see `Store.sweep`."""
+        recovered, idle, wake_at, more, now = await self._call(
+            _SWEEP,
+            req.queue,
+            req.now,
+            req.interval_ms,
+            req.max_crashes,
+            "" if req.completed_age_ms is None else req.completed_age_ms,
+            "" if req.failed_age_ms is None else req.failed_age_ms,
+        )
+        return SweepReply(_texts(recovered), _texts(idle), int(wake_at) if wake_at else None, more == 1, int(now))
+
+    # looking
+
+    async def get(self, queue: str, ids: Sequence[str], *, payload: bool = True) -> list[JobRecord | None]:
+        """Read jobs by id; see `Store.get`."""
+        known = [id for id in ids if not is_reserved(id)]
+        found: dict[str, JobRecord] = {}
+        for piece in _pieces(known):
+            for row in await self._call(_READ, queue, None, "get", "" if payload else "1", *piece):
+                if row:
+                    record = self._record(queue, row)
+                    found[record.id] = record
+        self._open_links()
+        return [found.get(id) for id in ids]
+
+    def _record(self, queue: str, row: Sequence[Any]) -> JobRecord:
+        id, tags, state, due, flat = row
+        return read_record(
+            self._keys, queue, id.decode(), tags, JobState(state.decode()), flat, due=int(due) if due else None
+        )
+
+    async def page(
+        self, queue: str, states: Sequence[JobState], *, start: int = 0, limit: int = 100, newest_first: bool = False
+    ) -> Page[JobRecord]:
+        """Read a piece of the list of jobs in some states; see `Store.page`."""
+        total, rows = await self._call(
+            _READ, queue, None, "page", start, limit, "1" if newest_first else "", *(state.value for state in states)
+        )
+        return Page([self._record(queue, row) for row in rows if row[4]], total)
+
+    async def counts(self, queues: Sequence[str]) -> list[Counts]:
+        """Count the jobs of each queue by state; see `Store.counts`."""
+        links = self._open_links()
+        if not queues:
+            return []
+        replies = await links.call_all(_READ, [self._command(_READ, queue, None, ["counts"]) for queue in queues])
+        return [
+            Counts(
+                queue=queue,
+                waiting=n[0],
+                prioritized=n[1],
+                delayed=n[2],
+                active=n[3],
+                completed=n[4],
+                failed=n[5],
+                waiting_children=n[6],
+                paused=n[7] == 1,
+            )
+            for queue, n in zip(queues, replies, strict=True)
+        ]
+
+    async def logs(self, queue: str, id: str, *, start: int = 0, limit: int = 1_000) -> Page[str]:
+        """Read a job's log, oldest line first; see `Store.logs`."""
+        if is_reserved(id):
+            return Page([], 0)
+        total, lines = await self._call(_READ, queue, None, "logs", id, start, limit)
+        return Page([_text(line) for line in lines], total)
+
+    async def children(self, queue: str, id: str, *, start: int = 0, limit: int = 1_000) -> Page[Child]:
+        """Read a job's children in the order they were added; see `Store.children`.
+
+        Those that Node added come last, in the order of their names: BullMQ keeps none.
+        """
+        if is_reserved(id):
+            return Page([], 0)
+        total, rows = await self._call(_READ, queue, None, "children", id, start, limit)
+        items: list[Child] = []
+        for key, state, value in rows:
+            owner, child = self._keys.queue_of(_text(key)) or _foreign(_text(key))
+            what: Literal["pending", "processed", "failed", "ignored"] = _CHILD_STATES[state]
+            result = value if what == "processed" else None
+            items.append(Child(owner, child, what, result, _text(value) if what in {"failed", "ignored"} else None))
+        return Page(items, total)
+
+    async def queues(self) -> list[str]:
+        """Return the names of all queues; see `Store.queues`.
+
+        Found by going through all keys; when that takes long, the answer is kept for half a minute.
+        """
+        if self._listed is not None and time.monotonic() - self._listed[0] < _LISTED_SECONDS:
+            return list(self._listed[1])
+        began = time.monotonic()
+        names = {name async for key in self._scan(self._keys.pattern()) if (name := self._keys.listed(key))}
+        found = sorted(names)
+        took = time.monotonic() - began
+        self._listed = (time.monotonic(), found) if took > _SLOW_SECONDS else None
+        return list(found)
+
+    async def _scan(self, pattern: str) -> AsyncGenerator[str]:
+        links = self._open_links()
+        cursor: bytes = b"0"
+        while True:
+            (reply,) = await links.run([("SCAN", cursor, "MATCH", pattern, "COUNT", _SCANNED)])
+            cursor, keys = links.answer(reply)
+            for key in keys:
+                yield _text(key)
+            if cursor == b"0":
+                return
+
+    async def metrics(self, queue: str, *, minutes: int = 60) -> Metrics:
+        """Read how many jobs ended; see `Store.metrics`."""
+        completed, failed = await self._call(_READ, queue, None, "metrics")
+        return Metrics(_series(completed, minutes), _series(failed, minutes))
+
+    # changing
+
+    async def edit(self, queue: str, patches: Sequence[JobPatch], *, now: int | None = None) -> list[EditResult]:
+        """Change jobs in place; see `Store.edit`."""
+        results: list[EditResult] = []
+        for piece in _pieces(patches):
+            args: list[Argument] = []
+            for patch in piece:
+                _write_patch(args, patch)
+            codes = await self._call(_EDIT, queue, now, *args)
+            results += [_EDITED[code] for code in codes]
+        self._open_links()
+        return results
+
+    async def move(self, queue: str, selection: Selection, action: Action, *, now: int | None = None) -> list[str]:
+        """Move or delete jobs; see `Store.move`. A thousand at a time: others may step in between."""
+        what = _action_args(action)
+        if isinstance(selection, ByIds):
+            return await self._move_ids(queue, list(dict.fromkeys(selection.ids)), action, what, now)
+        most = min(selection.limit or MAX_MOVED, MAX_MOVED)
+        moved: list[str] = []
+        chosen, at = 0, "1:0"
+        while at and chosen < most:
+            ids, number, after = await self._call(
+                _MOVE,
+                queue,
+                now,
+                *what,
+                "states",
+                at,
+                most - chosen,
+                "" if selection.older_than is None else selection.older_than,
+                len(selection.states),
+                *(state.value for state in selection.states),
+                *selection.names,
+            )
+            moved += _texts(ids)
+            chosen += number
+            at = after.decode()
+        return moved
+
+    async def _move_ids(
+        self, queue: str, ids: list[str], action: Action, what: Sequence[Argument], now: int | None
+    ) -> list[str]:
+        self._open_links()
+        moved: list[str] = []
+        known = [id for id in ids if not is_reserved(id)]
+        if len(ids) == 1 and not known:
+            raise JobNotFoundError(queue, ids[0])
+        for piece in _pieces(known[:MAX_MOVED]):
+            done, state = await self._call(_MOVE, queue, now, *what, "ids", *piece)
+            if state and len(ids) == 1:
+                if state == b"missing":
+                    raise JobNotFoundError(queue, ids[0])
+                raise IllegalMoveError(ids[0], state.decode(), _TO[type(action)])
+            moved += _texts(done)
+        return moved
+
+    async def configure(self, queue: str, patch: QueuePatch | None = None, *, now: int | None = None) -> QueueSettings:
+        """Change a queue's settings and return them; see `Store.configure`."""
+        text = ""
+        if patch is not None and patch != QueuePatch():
+            text = to_json(_patch_args(patch))
+            self._listed = None
+        paused, concurrency, most, window, cap, limited = await self._call(_CONFIGURE, queue, now, text)
+        rate = RateLimit(int(most), int(window or 0)) if most else None
+        return QueueSettings(
+            paused=paused == 1,
+            concurrency=int(concurrency) if concurrency else None,
+            rate=rate,
+            event_cap=int(cap),
+            limited_until=int(limited) if limited else None,
+        )
+
+    async def obliterate(self, queue: str, *, force: bool = False, limit: int = 1_000) -> bool:
+        """Delete a queue with everything in it; see `Store.obliterate`."""
+        self._listed = None
+        done = await self._call(_OBLITERATE, queue, None, "1" if force else "", limit)
+        if isinstance(done, bytes):
+            raise IllegalMoveError(done.decode(), _ACTIVE.value, _TO[Remove])
+        if done != 1:
+            return False
+        # What hangs on no job any more: keys of deduplication that run out by themselves, and what other clients left.
+        links = self._open_links()
+        name = glob(queue)
+        for owner in (name, f"{name}@*"):
+            found = [key async for key in self._scan(self._keys.pattern(owner, "*"))]
+            for piece in _pieces(found):
+                for reply in await links.run([("UNLINK", *piece)]):
+                    links.answer(reply)
+        return True
+
+    # schedules, locks, workers, events
+
+    async def schedules(
+        self, queue: str, *, start: int = 0, limit: int = 100, ids: Sequence[str] | None = None
+    ) -> list[ScheduleRecord]:
+        """Read schedules; see `Store.schedules`."""
+        if ids is None:
+            rows = await self._call(_READ, queue, None, "schedules", start, limit)
+        else:
+            rows = await self._call(_READ, queue, None, "schedules", 0, -1, *ids)
+        return [_schedule_record(queue, row) for row in rows]
+
+    async def schedule(
+        self, queue: str, changes: Sequence[PutSchedule | FireSlot | DropSchedule], *, now: int | None = None
+    ) -> list[bool]:
+        """Change schedules; see `Store.schedule`."""
+        if not changes:
+            return []
+        args: list[Argument] = []
+        for change in changes:
+            match change:
+                case PutSchedule():
+                    definition = change.definition
+                    args += ("put", change.id, change.slot, to_json(_definition_values(definition)))
+                    args += (definition.data, definition.opts, "1" if change.paused else "")
+                    args += self._slot_job(queue, change.job)
+                case FireSlot():
+                    args += ("fire", change.id, change.from_slot, change.slot, "1" if change.replace else "")
+                    args += self._slot_job(queue, change.job)
+                case DropSchedule():
+                    args += ("drop", change.id)
+                case _:
+                    assert_never(change)
+        self._listed = None
+        return [done == 1 for done in await self._call(_SCHEDULE, queue, now, *args)]
+
+    def _slot_job(self, queue: str, job: JobSpec) -> tuple[Argument, ...]:
+        check_tags(queue, job.tags)
+        extras = spec_extras(replace(job, parent=None, dedup=None))
+        return self._keys.place(queue, job.tags), job.name, job.data, job.opts, to_json(extras)
+
+    async def lease(
+        self, name: str, owner: str, ttl_ms: int, *, fence: int | None = None, now: int | None = None
+    ) -> int | None:
+        """Acquire, extend or release a named lock; see `Store.lease`."""
+        args = (self._instant(now), name, owner, ttl_ms, "" if fence is None else fence)
+        found: int = await self._open_links().call(_LEASE, _LEASE.command([self._keys.locks], args))
+        return None if found < 0 else found
+
+    async def locks(self) -> list[LockInfo]:
+        """Return the locks that are held now, by name; see `Store.locks`."""
+        now, fields = await self._hash_now(self._keys.locks)
+        held: list[LockInfo] = []
+        for field, value in fields:
+            if field.startswith("l:"):
+                until, fence, owner = value.split(":", 2)
+                if int(until) > now:
+                    held.append(LockInfo(field[2:], owner, int(fence), int(until)))
+        return sorted(held)
+
+    async def _hash_now(self, key: str) -> tuple[int, list[tuple[str, str]]]:
+        """Return a hash of ours, and what time it is."""
+        links = self._open_links()
+        clock, flat = map(links.answer, await links.run([("TIME",), ("HGETALL", key)]))
+        now = int(clock[0]) * 1_000 + int(clock[1]) // 1_000 if self._clock is None else self._clock.now_ms()
+        it = iter(flat)
+        return now, [(_text(field), _text(value)) for field, value in zip(it, it, strict=False)]
+
+    async def worker(self, change: Beat | Order, *, now: int | None = None) -> WorkerOrder | None:
+        """Tell of a worker, or leave it an order; see `Store.worker`."""
+        args: tuple[Argument, ...]
+        match change:
+            case Order(id, order):
+                args = ("order", id, order)
+            case Beat(info, ttl_ms):
+                args = ("beat", info.id, ttl_ms, dump_worker(info))
+            case _:
+                assert_never(change)
+        command = _WORKER.command([self._keys.workers], (self._instant(now), *args))
+        left = await self._open_links().call(_WORKER, command)
+        return "drain" if left == b"drain" else "stop" if left == b"stop" else None
+
+    async def workers(self) -> list[WorkerInfo]:
+        """Return the workers heard of within their time, by id, and Node's behind them; see `Store.workers`."""
+        now, fields = await self._hash_now(self._keys.workers)
+        found: list[WorkerInfo] = []
+        for field, value in sorted(fields):
+            if field.startswith("w:"):
+                until, seen, text = value.split(":", 2)
+                if int(until) > now:
+                    found.append(replace(load_worker(text), seen=int(seen)))
+        links = self._open_links()
+        (reply,) = await links.run([("CLIENT", "LIST", "TYPE", "normal")])
+        # Without the right to list clients, ours are all that can be told of.
+        return found if isinstance(reply, Exception) else [*found, *_node_workers(self._keys, _text(reply), now)]
+
+    def events(self, queue: str, *, after: str | None = None) -> AbstractAsyncContextManager[AsyncIterator[EventBatch]]:
+        """Follow a queue's events; see `Store.events`. With tags the order holds among jobs with the same tags."""
+        return self._following(queue, after)
+
+    @asynccontextmanager
+    async def _following(self, queue: str, after: str | None) -> AsyncGenerator[AsyncIterator[EventBatch]]:
+        follower = Follower(self._open_links(), self._keys, queue, after)
+        await follower.begin()
+        batches = follower.batches()
+        try:
+            yield batches
+        finally:
+            await batches.aclose()
+
+    async def publish(self, queue: str, events: Sequence[Event]) -> None:
+        """Append events of the application's own; see `Store.publish`."""
+        args: list[Argument] = []
+        for event in events:
+            texts = [str(event.type)]
+            if event.job_id is not None:
+                texts += ("jobId", event.job_id)
+            for name, value in event.fields.items():
+                texts += (name, value)
+            args += (len(texts), *texts)
+        links = self._open_links()
+        if not args:
+            return
+        try:
+            await links.call(_PUBLISH, self._command(_PUBLISH, queue, None, args))
+        except CutOffError as error:
+            raise StoreOutcomeUnknownError(f"{error}; the events may or may not have been published") from error
+
+    # whole queues
+
+    async def restore(self, records: Sequence[JobRecord], *, on_conflict: Literal["skip", "error"] = "skip") -> int:
+        """Write records back; see `Store.restore`. Some hundred at a time: a conflict is looked for in all of them first."""
+        self._open_links()
+        for record in records:
+            check_id(record.queue, record.id)
+            check_tags(record.queue, record.tags)
+        if on_conflict == "error":
+            await self._refuse_conflicts(records)
+        self._listed = None
+        written = 0
+        for piece in _pieces(records):
+            args: list[Argument] = ["1" if on_conflict == "error" else ""]
+            for record in piece:
+                fields = record_fields(record)
+                extras: dict[str, object] = {"p": record.priority, "l": record.lifo}
+                if record.parent is not None:
+                    extras |= {"pq": record.parent.queue, "pid": record.parent.id, "po": FLAGS[record.policy]}
+                if record.dedup is not None:
+                    extras["k"] = record.dedup
+                state = JobState.WAITING if record.state is _ACTIVE else record.state
+                ended = record.added if record.finished is None else record.finished
+                args += (
+                    self._keys.place(record.queue, record.tags),
+                    record.id,
+                    state.value,
+                    "" if record.due is None else record.due,
+                    ended if record.state.ended else "",
+                    to_json(extras),
+                    len(fields),
+                    *fields,
+                )
+            reply = await self._call(_RESTORE, piece[0].queue, None, *args)
+            if reply[0] < 0:
+                _refuse_conflict(self._keys.queue_of(_text(reply[3]) + ":")[0], _text(reply[2]))
+            written += reply[0]
+        return written
+
+    async def _refuse_conflicts(self, records: Sequence[JobRecord]) -> None:
+        by_queue: dict[str, list[str]] = {}
+        for record in records:
+            ids = by_queue.setdefault(record.queue, [])
+            if record.id in ids[-1:]:
+                _refuse_conflict(record.queue, record.id)
+            ids.append(record.id)
+        for queue, ids in by_queue.items():
+            if len(set(ids)) < len(ids):
+                _refuse_conflict(queue, next(id for id in ids if ids.count(id) > 1))
+            for one in await self.get(queue, ids, payload=False):
+                if one is not None:
+                    _refuse_conflict(queue, one.id)
+
+    async def verify(self, queue: str) -> list[Problem]:
+        """Check the invariants; see `Store.verify`. On a queue at work it may show what is only on its way."""
+        links = self._open_links()
+        (reply,) = await links.run([("SMEMBERS", self._keys.declared(queue)[1])])
+        problems: list[Problem] = []
+        for tags in ["", *sorted(map(_text, links.answer(reply)))]:
+            for state in ALL_STATES:
+                start = 0
+                while True:
+                    number, found = await self._call(_VERIFY, queue, None, tags, state.value, start, _PIECE)
+                    problems += [Problem(_text(what), _text(id) or None, _text(text)) for what, id, text in found]
+                    start += _PIECE
+                    if number < _PIECE:
+                        break
+        return problems
+
+
+_EXISTING: Final[dict[bytes, Literal["same_id", "deduplicated"] | None]] = {
+    b"": None,
+    b"same_id": "same_id",
+    b"deduplicated": "deduplicated",
+}
+_CHILD_STATES: Final[dict[bytes, Literal["pending", "processed", "failed", "ignored"]]] = {
+    b"pending": "pending",
+    b"processed": "processed",
+    b"failed": "failed",
+    b"ignored": "ignored",
+}
+
+
+class RedisRenewer:
+    """Renews leases over a connection of its own, from another thread."""
+
+    __slots__ = ("_address", "_clock", "_connection", "_guard", "_keys", "_pid")
+
+    def __init__(self, address: Address, keys: Keys, clock: Clock | None) -> None:
+        self._address = address
+        self._keys = keys
+        self._clock = clock
+        self._connection: Any = None
+        self._guard = threading.Lock()
+        self._pid = os.getpid()
+
+    def renew(self, queue: str, held: Sequence[Held], lease_ms: int) -> RenewReply:
+        """Do what `Store.renew` does, blocking."""
+        if self._pid != os.getpid():
+            raise StoreError(
+                f"{self._address.place}: this renewer was made before a fork; make a new one in each process"
+            )
+        if not held:
+            return RenewReply()
+        now: Argument = "" if self._clock is None else self._clock.now_ms()
+        args = (self._keys.head, queue, now, *_renew_args(held, lease_ms))
+        command = _RENEW.command(self._keys.declared(queue), args)
+        with self._guard:
+            try:
+                if self._connection is None:
+                    self._connection = self._address.blocking_connection()
+                    self._connection.connect()
+                try:
+                    return _renew_reply(self._ask(command))
+                except raised.NoScriptError:
+                    return _renew_reply(self._ask(_RENEW.whole(command)))
+            except raised.ResponseError as error:
+                raise translate(error, self._address.place) from error
+            except (raised.RedisError, OSError, ValueError) as error:
+                self._drop()
+                raise translate(error, self._address.place) from error
+            except BaseException:
+                self._drop()
+                raise
+
+    def _ask(self, command: Command) -> Any:
+        self._connection.send_command(*command)
+        return self._connection.read_response()
+
+    def _drop(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with suppress(raised.RedisError, OSError):
+                connection.disconnect()
+
+    def close(self) -> None:
+        """Give the connection back."""
+        with self._guard:
+            self._drop()
+
+
+def _write_outcome(args: list[Argument], settle: Settle) -> None:
+    (id, token, fence, _), outcome = settle
+    match outcome:
+        case Completed(result, keep):
+            args += ("c", id, token, fence, result, _keep(keep))
+        case Failed(reason, trace, keep):
+            args += ("f", id, token, fence, reason, trace or "", _keep(keep))
+        case Retry(delay_ms, reason, trace):
+            args += ("r", id, token, fence, delay_ms, reason, trace or "")
+        case Snooze(delay_ms):
+            args += ("s", id, token, fence, delay_ms)
+        case Release():
+            args += ("l", id, token, fence)
+        case WaitChildren(child):
+            args += ("w", id, token, fence, child or "", "1" if child is None else "")
+        case _:
+            assert_never(outcome)
+
+
+def _keep(keep: Keep | None) -> str:
+    if keep is None:
+        return ""
+    count = "" if keep.count is None else keep.count
+    return f"{count}:{'' if keep.age_ms is None else keep.age_ms}:{keep.limit}"
+
+
+def _renew_args(held: Sequence[Held], lease_ms: int) -> list[Argument]:
+    args: list[Argument] = [lease_ms]
+    for id, token, fence, _ in held:
+        args += (id, token, fence)
+    return args
+
+
+def _renew_reply(reply: Any) -> RenewReply:
+    lost, cancelled = reply
+    return RenewReply(_texts(lost), _texts(cancelled))
+
+
+def _write_patch(args: list[Argument], patch: JobPatch) -> None:
+    extras: dict[str, object] = {"n": len(patch.log_lines)}
+    if patch.priority is not None:
+        extras["p"] = patch.priority
+    if patch.delay_ms is not None:
+        extras["d"] = patch.delay_ms
+    if patch.cancel:
+        extras["c"] = 1
+    if patch.detach:
+        extras["x"] = 1
+    if patch.keep_logs is not None:
+        extras["k"] = patch.keep_logs
+    if patch.clear_logs:
+        extras["e"] = 1
+    if patch.progress is not None:
+        extras["hp"] = 1
+    if patch.data is not None:
+        extras["hd"] = 1
+    held = patch.held
+    args += (
+        patch.id,
+        "" if held is None else held.token,
+        "" if held is None else held.fence,
+        to_json(extras),
+        patch.progress or b"",
+        patch.data or b"",
+        *map(cut_line, patch.log_lines),
+    )
+
+
+def _action_args(action: Action) -> tuple[Argument, Argument, Argument]:
+    match action:
+        case Remove(children, hard):
+            return "remove", "1" if children else "", "1" if hard else ""
+        case RetryAgain(reset):
+            return "retry", "1" if reset else "", ""
+        case Promote():
+            return "promote", "", ""
+        case Fail(reason, trace):
+            return "fail", reason, trace or b""
+        case _:
+            assert_never(action)
+
+
+def _patch_args(patch: QueuePatch) -> dict[str, object]:
+    args: dict[str, object] = {}
+    if patch.paused is not None:
+        args["pause"] = patch.paused
+    if patch.concurrency is not UNSET:
+        args["c"] = patch.concurrency or 0
+    if patch.rate is None:
+        args["m"] = 0
+    elif isinstance(patch.rate, RateLimit):
+        args["m"], args["w"] = patch.rate.max, patch.rate.window_ms
+    if patch.event_cap is not None:
+        args["e"] = patch.event_cap
+    if patch.limit_for_ms is not None:
+        args["l"] = patch.limit_for_ms
+    if patch.free_dedup is not None:
+        args["k"] = patch.free_dedup
+    return args
+
+
+def _definition_values(definition: ScheduleDefinition) -> list[str]:
+    """Return a definition's fields in the order ``schedule-2.lua`` names them; an absent one is empty."""
+    values = (
+        definition.name,
+        definition.pattern,
+        definition.every_ms,
+        definition.offset_ms,
+        definition.tz,
+        definition.start,
+        definition.end,
+        definition.limit,
+    )
+    extra = "" if definition.extra == b"{}" else definition.extra.decode("utf-8", "surrogateescape")
+    return [*("" if value is None else str(value) for value in values), extra]
+
+
+def _schedule_record(queue: str, row: Sequence[Any]) -> ScheduleRecord:
+    id, slot, state, flat = row
+    it = iter(flat)
+    h: dict[bytes, bytes] = dict(zip(it, it, strict=False))
+
+    def number(name: bytes) -> int | None:
+        value = h.get(name)
+        return int(value) if value is not None and value.lstrip(b"-").isdigit() else None
+
+    def text(name: bytes) -> str | None:
+        value = h.get(name)
+        return None if value is None else _text(value)
+
+    definition = ScheduleDefinition(
+        name=text(b"name") or _text(id),
+        pattern=text(b"pattern"),
+        every_ms=number(b"every"),
+        offset_ms=number(b"offset") or 0,
+        tz=text(b"tz"),
+        start=number(b"startDate"),
+        end=number(b"endDate"),
+        limit=number(b"limit"),
+        data=h.get(b"data", b"{}"),
+        opts=h.get(b"opts", b"{}"),
+        extra=h.get(b"wm:extra", b"{}"),
+    )
+    return ScheduleRecord(
+        queue=queue,
+        id=_text(id),
+        definition=definition,
+        slot=int(slot),
+        count=number(b"ic") or 0,
+        paused=b"wm:paused" in h,
+        job_state=JobState(state.decode()) if state else None,
+    )
+
+
+def _series(row: Sequence[Any], minutes: int) -> Series:
+    flat, numbers, now = row
+    it = iter(flat)
+    h: dict[bytes, bytes] = dict(zip(it, it, strict=False))
+    total = int(h.get(b"count", 0))
+    if b"prevTS" not in h:
+        return Series(total, ())
+    quiet = int(now) // 60_000 - int(h[b"prevTS"]) // 60_000
+    per_minute = [int(one) for one in numbers]
+    if quiet > 0:
+        # What ended since the list was written belongs to the minute in which that was.
+        per_minute = [*([0] * (quiet - 1)), total - int(h.get(b"prevCount", 0)), *per_minute]
+    kept = int(h[b"wm:kept"]) if b"wm:kept" in h else len(per_minute)
+    return Series(total, tuple(per_minute[: min(minutes, kept)]))
+
+
+def _node_workers(keys: Keys, listing: str, now: int) -> Iterator[WorkerInfo]:
+    """Read Node's workers out of the list of clients; those of this package have told of themselves."""
+    for line in listing.splitlines():
+        client = dict(part.partition("=")[::2] for part in line.split(" "))
+        name = client.get("name", "")
+        if not name.startswith(keys.head) or name.endswith(":qe") or client.get("lib-name", LIBRARY) == LIBRARY:
+            continue
+        encoded, _, worker = name[len(keys.head) :].partition(":w:")
+        queue = keys.decoded(encoded)
+        if queue is not None:
+            age = client.get("age", "0")
+            started = now - int(age) * 1_000 if age.isdigit() else now
+            yield WorkerInfo(
+                id=f"node-{client.get('id', '')}",
+                host=client.get("addr", "").rpartition(":")[0],
+                pid=0,
+                version=worker or "node",
+                started=started,
+                queues=(queue,),
+                seen=now,
+            )
+
+
+def _parse_info(raw: bytes) -> dict[str, str]:
+    return dict(line.partition(":")[::2] for line in raw.decode("utf-8", "replace").splitlines() if ":" in line)
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(".")[:2] if part.isdigit())
+
+
+def _second(reply: Any) -> str:
+    """Return the value in a reply to CONFIG GET; empty when it was refused or is unknown."""
+    return reply[1].decode() if isinstance(reply, list) and len(reply) > 1 else ""
+
+
+def _is_other_peer(version: str) -> bool:
+    return version.startswith("bullmq:") and not version.startswith("bullmq:6.")
+
+
+def _peer_warning(version: str) -> str:
+    if version.startswith("bullmq:5."):
+        return f"A peer is {version}: pausing a queue can lose jobs in a fleet with BullMQ 5; upgrade it to 6."
+    return f"A peer is {version}, which this version does not know; jobs are kept in the layout of BullMQ 6."
+
+
+def _foreign(key: str) -> tuple[str, str]:
+    place, _, id = key.rpartition(":")
+    return place.rpartition(":")[2], id
+
+
+def _refuse_conflict(queue: str, id: str) -> None:
+    raise ConfigurationError(
+        f"queue {queue!r} has a job {id} already; nothing was written. Import with on_conflict='skip', or remove the job"
+    )
+
+
+def _pieces(items: Sequence[Any]) -> Iterator[Sequence[Any]]:
+    for start in range(0, len(items), _PIECE):
+        yield items[start : start + _PIECE]
+
+
+def _texts(raws: Iterable[bytes]) -> tuple[str, ...]:
+    return tuple(raw.decode("utf-8", "replace") for raw in raws)
+
+
+def _text(raw: bytes) -> str:
+    return raw.decode("utf-8", "replace")

@@ -1,0 +1,107 @@
+"""From a URL to a store."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.store.helpers import Q, record, spec
+from workers_module.clock import FrozenClock
+from workers_module.errors import ConfigurationError
+from workers_module.store.base import StoreKind
+from workers_module.store.memory import MemoryStore
+from workers_module.store.open import SCHEMES, open_store
+from workers_module.store.sqlite.store import SqliteStore
+
+
+@pytest.mark.parametrize("url", [None, "memory://", "MEMORY://", "memory:///", "memory://orders"])
+async def test_memory(url: str | None) -> None:
+    store = open_store(url)
+    assert isinstance(store, MemoryStore)
+    name = "orders" if url == "memory://orders" else "memory"
+    assert (await store.open()).place == f"memory://{name}"
+
+
+async def test_the_clock_is_that_of_the_store() -> None:
+    store = open_store("memory://", clock=FrozenClock(1_000))
+    await store.add([spec("a")])
+    assert (await record(store, "a")).added == 1_000
+
+
+async def test_an_absolute_sqlite_path(tmp_path: Path) -> None:
+    path = tmp_path / "my jobs #1.db"
+    store = open_store(f"sqlite:///{str(path).replace(' ', '%20').replace('#', '%23')}")
+    assert isinstance(store, SqliteStore)
+    assert not path.exists()
+    info = await store.open()
+    await store.add([spec("a")])
+    await store.close()
+    assert info.kind is StoreKind.SQLITE
+    assert path.exists()
+
+
+async def test_a_relative_sqlite_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    store = open_store("sqlite:///jobs.db?prefix=app_", synchronous="normal", migrate="auto")
+    await store.open()
+    await store.close()
+    assert (tmp_path / "jobs.db").exists()
+
+
+async def test_a_file_that_must_be_there(tmp_path: Path) -> None:
+    path = tmp_path / "jobs.db"
+    store = open_store(f"sqlite:///{path}?mode=rw")
+    with pytest.raises(ConfigurationError):
+        await store.open()
+    assert not path.exists()
+
+
+def test_every_scheme_names_a_store_or_says_that_there_is_none() -> None:
+    for scheme, kind in SCHEMES.items():
+        if kind in {StoreKind.REDIS, StoreKind.POSTGRES}:
+            with pytest.raises(ConfigurationError, match=f"this version has no {kind} store"):
+                open_store(f"{scheme}://user:hunter2@host/0")
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("", "this is no URL"),
+        ("jobs.db", "this is no URL"),
+        ("redis:hunter2@host", "this is no URL"),
+        ("hunter2?x://host", "this is no URL"),
+        ("mysql://user:hunter2@host/db", "begin with mysql://"),
+        ("memory://?size=1", "no parameters"),
+        ("sqlite://", "memory://"),
+        ("sqlite:///", "memory://"),
+        ("sqlite:///:memory:", "memory://"),
+        ("sqlite://:memory:", "memory://"),
+        ("sqlite://jobs.db", "three slashes"),
+        ("sqlite:///jobs.db?mode=ro", "write rwc, or rw"),
+        ("sqlite:///jobs.db?cache=shared&mode=rw", "not cache"),
+        ("sqlite:///jobs.db?prefix=1;drop", "prefix"),
+        ("sqlite:///jobs#1.db", "%23"),
+        ("redis://[::1", "this version has no redis store"),
+        ("memory://[::1", "this is no URL"),
+    ],
+)
+def test_what_cannot_be_used_is_refused_without_a_secret(url: str, says: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        open_store(url)
+    assert says in str(caught.value)
+    assert "hunter2" not in str(caught.value)
+
+
+def test_a_kind_must_be_what_the_url_says() -> None:
+    assert isinstance(open_store("memory://", kind=StoreKind.MEMORY), MemoryStore)
+    assert isinstance(open_store(None, kind=StoreKind.MEMORY), MemoryStore)
+    with pytest.raises(ConfigurationError, match="begins with memory://"):
+        open_store("memory://", kind=StoreKind.SQLITE)
+    with pytest.raises(ConfigurationError, match="sqlite store needs a URL"):
+        open_store(None, kind=StoreKind.SQLITE)
+
+
+async def test_a_store_is_usable_as_opened() -> None:
+    store = open_store(None)
+    await store.open()
+    await store.add([spec("a")])
+    assert (await record(store, "a", queue=Q)).id == "a"
