@@ -33,7 +33,7 @@ class ReportWorker(Worker[ReportArgs, str]):
 
 
 @job(queue="reports", singleton=True)
-async def rebuild_index(data: None, ctx: JobContext) -> str:
+async def rebuild_index(job: Job[None]) -> str:
     """Asked for ten times while it runs, it still runs once: the callers share its result."""
     await asyncio.sleep(0.05)
-    return f"index built by job {ctx.job.id}"
+    return f"index built by job {job.id}"

@@ -54,7 +54,7 @@ _HOMES: Final[dict[str, str]] = {
     for name in names.split()
 }
 
-__all__ = (*_HOMES,)  # noqa: PLE0604 - the names are literals, in the table above
+__all__ = [*_HOMES]  # noqa: PLE0604  # pyright: ignore[reportUnsupportedDunderAll] - the names are literals, above
 
 
 class _Face(ModuleType):

@@ -1,6 +1,7 @@
 """From settings and registry to what runs: executor, hooks and runtime of this process."""
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 
 from workers_module.client.handle import ResultWatcher
@@ -11,6 +12,7 @@ from workers_module.job.outcome import Keep
 from workers_module.job.record import JobRecord
 from workers_module.settings import RetentionLimits, WorkerMode, WorkersSettings
 from workers_module.store.base import Store
+from workers_module.worker.capture import capturing
 from workers_module.worker.executor import Executor, ExecutorSettings
 from workers_module.worker.handler import Listener, WorkPlan
 from workers_module.worker.hooks import Hooks
@@ -106,6 +108,10 @@ class Launcher:
             keep_failed=_keep(settings.retention.failed),
             declared=frozenset((spec.queue, spec.name) for spec in self._registry.schedules),
         )
+
+    def capturing(self) -> AbstractContextManager[None]:
+        """Return what brings the handlers' log records to their jobs' logs meanwhile, if the settings ask for it."""
+        return capturing() if self._settings.capture_logging else nullcontext()
 
     async def plan(self, *, only: Iterable[str] | None = None, force: bool = False) -> WorkPlan | None:
         """Return what this process is to run, or None for nothing."""

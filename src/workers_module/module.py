@@ -1,7 +1,7 @@
 """The wiring: settings and decorated classes in, a dishka provider out; and the life of the workers it makes."""
 
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from importlib.metadata import entry_points
 from types import MappingProxyType
@@ -195,7 +195,7 @@ async def run_workers(
     only: Iterable[str] | None = None,
     force: bool = False,
     close_container: bool = False,
-) -> AsyncIterator[Workers]:
+) -> AsyncGenerator[Workers]:
     """Run the workers of an application while the body runs.
 
     At the end no new job is taken, running ones get ``WORKERS_SHUTDOWN_GRACE`` to end, and what then still runs is
@@ -219,12 +219,13 @@ async def run_workers(
         if runtime is None:
             yield workers
             return
-        async with runtime:
-            workers.attach(runtime)
-            try:
-                yield workers
-            finally:
-                workers.attach(None)
+        with launcher.capturing():
+            async with runtime:
+                workers.attach(runtime)
+                try:
+                    yield workers
+                finally:
+                    workers.attach(None)
     finally:
         if close_container:
             await container.close()
@@ -246,7 +247,7 @@ def workers_lifespan(
     """
 
     @asynccontextmanager
-    async def lifespan(_: Any) -> AsyncIterator[None]:
+    async def lifespan(_: Any) -> AsyncGenerator[None]:
         with explained_settings():
             settings = await container.get(WorkersSettings)
         if settings.starts_with_server:

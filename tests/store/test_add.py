@@ -208,14 +208,14 @@ async def test_an_id_that_exists_leaves_the_stored_job_alone(store: Store, later
 
 
 async def test_an_id_counts_as_existing_in_every_state(store: Store) -> None:
-    await add(store, "active", "completed", "failed")
-    await add(store, "delayed", delay_ms=10)
-    await store.add([spec("child", parent=1), spec("parent")])
+    await add(store, "ACTIVE", "COMPLETED", "FAILED")
+    await add(store, "DELAYED", delay_ms=10)
+    await store.add([spec("child", parent=1), spec("PARENT")])
     active, completed, failed = await claim(store, 3)
-    assert active.record.id == "active"
+    assert active.record.id == "ACTIVE"
     await complete(store, completed)
     await fail(store, failed)
-    for id in ("active", "completed", "failed", "delayed", "parent"):
+    for id in ("ACTIVE", "COMPLETED", "FAILED", "DELAYED", "PARENT"):
         (again,) = await store.add([spec(id)])
         assert again.existing == "same_id"
         assert again.state is await state(store, id)

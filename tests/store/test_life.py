@@ -62,7 +62,7 @@ async def test_everything_outlives_the_process(store: Store, opener: Opener, clo
     info = await store.open()
     if Capability.DURABLE not in info.capabilities:
         pytest.skip(f"{info.kind} ends with its process, as it says")
-    await store.add([spec("done"), spec("failed"), spec("running"), spec("waiting", data=b'{"x" : 1}')])
+    await store.add([spec("done"), spec("broken"), spec("running"), spec("waiting", data=b'{"x" : 1}')])
     await store.add([spec("d", delay_ms=500), spec("p", priority=2), spec("t", tags=("eu",))])
     done, failed, running = await claim(store, 3)
     await complete(store, done, b"1")

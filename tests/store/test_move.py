@@ -33,13 +33,13 @@ ACTIONS: list[Action] = [Remove(), Remove(hard=True), RetryAgain(), Promote(), F
 
 
 async def one_of_each(store: Store) -> None:
-    """Add a job in every state, named after it."""
-    await add(store, "completed", "failed", "active")
+    """Add a job in every state, named after it in capitals (the plain words are keys of BullMQ's)."""
+    await add(store, "COMPLETED", "FAILED", "ACTIVE")
     done, failed, _ = await claim(store, 3)
     await complete(store, done)
     await fail(store, failed)
-    await store.add([spec("waiting"), spec("prioritized", priority=1), spec("delayed", delay_ms=10**7)])
-    await store.add([spec("child", delay_ms=10**8, parent=1), spec("waiting-children")])
+    await store.add([spec("WAITING"), spec("PRIORITIZED", priority=1), spec("DELAYED", delay_ms=10**7)])
+    await store.add([spec("child", delay_ms=10**8, parent=1), spec("WAITING-CHILDREN")])
 
 
 # --- what may move ----------------------------------------------------------------------------------------------------
@@ -56,16 +56,17 @@ LEGAL: dict[str, set[str]] = {
 @pytest.mark.parametrize("action", ACTIONS, ids=repr)
 async def test_each_action_takes_its_states_and_refuses_the_others(store: Store, action: Action, name: str) -> None:
     await one_of_each(store)
-    before = await record(store, name)
+    id = name.upper()
+    before = await record(store, id)
     assert before.state == name
     if name in LEGAL[type(action).__name__]:
-        assert (await store.move(Q, by_id(name), action))[0] == name
-        assert await state(store, name) is not before.state
+        assert (await store.move(Q, by_id(id), action))[0] == id
+        assert await state(store, id) is not before.state
     else:
         with pytest.raises(IllegalMoveError) as caught:
-            await store.move(Q, by_id(name), action)
-        assert (caught.value.job_id, caught.value.state) == (name, name)
-        assert await record(store, name) == before
+            await store.move(Q, by_id(id), action)
+        assert (caught.value.job_id, caught.value.state) == (id, name)
+        assert await record(store, id) == before
 
 
 @pytest.mark.parametrize("action", ACTIONS, ids=repr)
@@ -77,16 +78,16 @@ async def test_a_single_job_that_is_not_there_is_an_error(store: Store, action: 
 
 async def test_of_several_jobs_the_refused_are_left_out(store: Store) -> None:
     await one_of_each(store)
-    assert await store.move(Q, by_id("nobody", "active", "delayed", "failed"), Remove()) == ["delayed", "failed"]
-    assert await store.move(Q, by_id("waiting", "completed"), RetryAgain()) == ["completed"]
-    assert await store.move(Q, by_id("nobody", "active"), Fail("no")) == []
+    assert await store.move(Q, by_id("nobody", "ACTIVE", "DELAYED", "FAILED"), Remove()) == ["DELAYED", "FAILED"]
+    assert await store.move(Q, by_id("WAITING", "COMPLETED"), RetryAgain()) == ["COMPLETED"]
+    assert await store.move(Q, by_id("nobody", "ACTIVE"), Fail("no")) == []
     assert await store.move(Q, by_id(), Remove()) == []
 
 
 async def test_active_jobs_are_skipped_by_state(store: Store) -> None:
     await one_of_each(store)
     assert await store.move(Q, by_state(*JobState), Remove(hard=True)) != []
-    assert await ids_in(store) == ["active"]
+    assert await ids_in(store) == ["ACTIVE"]
 
 
 # --- retry ------------------------------------------------------------------------------------------------------------
@@ -188,7 +189,7 @@ async def test_a_cancelled_job_is_failed_without_an_attempt(store: Store, later:
 async def test_all_jobs_of_some_states_can_be_cancelled(store: Store) -> None:
     await one_of_each(store)
     moved = await store.move(Q, by_state(JobState.WAITING, JobState.PRIORITIZED, JobState.DELAYED), Fail("no"))
-    assert sorted(moved) == ["child", "delayed", "prioritized", "waiting"]
+    assert sorted(moved) == ["DELAYED", "PRIORITIZED", "WAITING", "child"]
 
 
 # --- remove -----------------------------------------------------------------------------------------------------------
@@ -215,7 +216,7 @@ async def test_a_removed_job_is_not_claimed(store: Store, later: Later) -> None:
 async def test_draining_leaves_what_runs_or_ended(store: Store) -> None:
     await one_of_each(store)
     drained = by_state(JobState.WAITING, JobState.PRIORITIZED, JobState.DELAYED)
-    assert {"waiting", "prioritized", "delayed", "child"} <= set(await store.move(Q, drained, Remove(hard=True)))
+    assert {"WAITING", "PRIORITIZED", "DELAYED", "child"} <= set(await store.move(Q, drained, Remove(hard=True)))
     assert await numbers(store) == {"active": 1, "completed": 1, "failed": 1}
 
 

@@ -35,7 +35,7 @@ from workers_module.store.base import (
 
 async def fill(store: Store) -> None:
     """Make a queue with jobs in all states but active, logs, a schedule, keys and settings."""
-    await add(store, "done", "failed")
+    await add(store, "done", "broken")
     done, failed = await claim(store, 2)
     assert await settle(store, done, Completed(b"1"), metrics=60) is SettleCode.OK
     await fail(store, failed)

@@ -62,12 +62,22 @@ class Fleet:
 
     async def stop(self, store: Store) -> None:
         """Let all processes end by themselves; each must do so cleanly."""
-        for name in self.running:
-            await store.worker(Order(name, "stop"))
-        for name, process in list(self.running.items()):
-            await until(lambda process=process: process.poll() is not None)
-            assert process.returncode == 0, f"{name}: {self.errors()}"
-            del self.running[name]
+
+        async def all_ended() -> bool:
+            living = [name for name, process in self.running.items() if process.poll() is None]
+            for name in living:
+                # Again and again: an order for a worker that has not said yet that it is there is lost.
+                await store.worker(Order(name, "stop"))
+            return not living
+
+        await until(all_ended)
+        assert {process.returncode for process in self.running.values()} == {0}, self.errors()
+        self.running.clear()
+
+    def last_words(self) -> str:
+        """Return the last line of each process, for people who look for what went wrong."""
+        tails = {name: lines[-1:] for name, lines in self.lines().items()}
+        return f"running {sorted(self.running)}, last lines {tails}, errors {self.errors()!r}"
 
     def errors(self) -> str:
         """Return what the processes complained of."""
@@ -102,6 +112,9 @@ def fleet(folder: Path, *, take: int, lease_ms: int, sweep_ms: int) -> Generator
         for _ in range(PROCESSES):
             fleet.start()
         yield fleet
+    except BaseException as error:
+        error.add_note(fleet.last_words())
+        raise
     finally:
         fleet.kill_all()
 
@@ -115,7 +128,7 @@ async def store(tmp_path: Path) -> AsyncIterator[SqliteStore]:
     await store.close()
 
 
-async def assert_clean(store: Store, folder: Path, total: int, cursor: str | None) -> None:
+async def assert_clean(store: Store, folder: Path, total: int, cursor: str | None, *, crashes: bool) -> None:
     """Check that every job ended exactly once, by each of the four things that tell."""
     assert await numbers(store) == {"completed": total}
     await assert_sound(store)
@@ -132,6 +145,7 @@ async def assert_clean(store: Store, folder: Path, total: int, cursor: str | Non
     assert set(ends.values()) == {1}
     stalls = Counter(id for kind, id, _ in heard if kind == "stalled")
     page = await store.page(Q, [JobState.COMPLETED], limit=total)
+    assert bool(stalls) is crashes
     for record in page.items:
         assert (record.fence, record.crashes, record.attempts_made) == (1 + record.crashes, stalls[record.id], 1)
 
@@ -155,7 +169,7 @@ async def test_killed_processes_lose_nothing_and_end_nothing_twice(store: Sqlite
     async def completed() -> int:
         return (await numbers(store)).get("completed", 0)
 
-    with anyio.fail_after(PATIENCE), fleet(tmp_path, take=5, lease_ms=800, sweep_ms=300) as workers:
+    with fleet(tmp_path, take=5, lease_ms=800, sweep_ms=300) as workers, anyio.fail_after(PATIENCE):
         for n in range(kills):
             await store.add([spec(f"{added + m}") for m in range(per_kill * 2)])
             added += per_kill * 2
@@ -177,20 +191,20 @@ async def test_killed_processes_lose_nothing_and_end_nothing_twice(store: Sqlite
         await workers.stop(store)
         lines = workers.lines()
 
-    await assert_clean(store, tmp_path, total, cursor)
+    await assert_clean(store, tmp_path, total, cursor, crashes=True)
     accepted = Counter(line[1] for log in lines.values() for line in log if line[0] == "end" and line[3] == "ok")
     assert set(accepted.values()) == {1}
     starts = [(line[1], line[2]) for log in lines.values() for line in log if line[0] == "start"]
     assert len(starts) == len(set(starts)), "a run with one fence was started twice"
 
 
-async def share_a_backlog(store: SqliteStore, folder: Path, total: int) -> None:
+async def share_a_backlog(store: SqliteStore, folder: Path, total: int, patience: int) -> None:
     """Let processes share a backlog from one moment on, and check it clean and fairly done."""
     cursor = await begin(store)
     await store.configure(Q, QueuePatch(paused=True))
     for n in range(0, total, 1_000):
         await store.add([spec(f"{m}") for m in range(n, min(n + 1_000, total))])
-    with fleet(folder, take=5, lease_ms=30_000, sweep_ms=500) as workers:
+    with fleet(folder, take=5, lease_ms=30_000, sweep_ms=500) as workers, anyio.fail_after(patience):
 
         async def all_here() -> bool:
             workers.assert_all_live()
@@ -207,7 +221,7 @@ async def share_a_backlog(store: SqliteStore, folder: Path, total: int) -> None:
         await workers.stop(store)
         lines = workers.lines()
 
-    await assert_clean(store, folder, total, cursor)
+    await assert_clean(store, folder, total, cursor, crashes=False)
     starts = Counter(line[1] for log in lines.values() for line in log if line[0] == "start")
     assert len(starts) == total
     assert set(starts.values()) == {1}
@@ -219,11 +233,9 @@ async def share_a_backlog(store: SqliteStore, folder: Path, total: int) -> None:
 
 
 async def test_processes_share_a_backlog_fairly_without_doubles(store: SqliteStore, tmp_path: Path) -> None:
-    with anyio.fail_after(PATIENCE):
-        await share_a_backlog(store, tmp_path, 3_000)
+    await share_a_backlog(store, tmp_path, 3_000, PATIENCE)
 
 
 @pytest.mark.slow
 async def test_processes_share_a_large_backlog_fairly_without_doubles(store: SqliteStore, tmp_path: Path) -> None:
-    with anyio.fail_after(10 * PATIENCE):
-        await share_a_backlog(store, tmp_path, 30_000)
+    await share_a_backlog(store, tmp_path, 30_000, 10 * PATIENCE)

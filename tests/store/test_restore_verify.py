@@ -32,17 +32,17 @@ async def dump(store: Store, queue: str = Q) -> list[JobRecord]:
 
 async def busy_queue(store: Store, later: Later) -> None:
     """Make a queue with a job in every state but waiting-children."""
-    await store.add([spec("done"), spec("failed", max_attempts=2), spec("running"), spec("again")])
+    await store.add([spec("done"), spec("broken", max_attempts=2), spec("running"), spec("again")])
     await store.add(
         [spec("w1", data=b'{"x" : 1}'), spec("p5", priority=5), spec("p1", priority=1), spec("w2", tags=("eu",))]
     )
     await store.add([spec("d", delay_ms=60_000), spec("l", lifo=True, opts=b'{"lifo": true}')])
     jobs = {job.record.id: job for job in await claim(store, 5)}
-    assert set(jobs) == {"l", "done", "failed", "running", "again"}
+    assert set(jobs) == {"l", "done", "broken", "running", "again"}
     later(50)
     await edit(store, "done", progress=b"50")
     await complete(store, jobs["done"], b"[1, 2 ]")
-    await fail(store, jobs["failed"], "no luck", trace=b'["t"]')
+    await fail(store, jobs["broken"], "no luck", trace=b'["t"]')
     await retry(store, jobs["again"], 5_000)
     await retry(store, jobs["l"])
 

@@ -32,6 +32,7 @@ from workers_module.job.record import Token
 from workers_module.job.sandbox import Sandbox
 from workers_module.store.base import Claimed, JobSpec, Settle, Step
 from workers_module.store.memory import MemoryStore
+from workers_module.worker.capture import capturing
 from workers_module.worker.context import JobContext
 from workers_module.worker.executor import Executor, ExecutorSettings
 from workers_module.worker.handler import Handler, HandlerSpec, Listener
@@ -43,6 +44,7 @@ from workers_module.worker.sandbox import ProcessRunner, ThreadRunner, needed_sa
 FARM = '''
 import asyncio
 import ctypes
+import logging
 import os
 import subprocess
 import sys
@@ -116,6 +118,10 @@ class Farm:
         context.log("sown")
         await context.progress(50)
         context.log("reaped")
+
+    @process("logging")
+    async def log_records(self, job: Job[None]) -> None:
+        logging.getLogger("farm").warning("the fox is back")
 
     @process("bad-progress")
     async def bad_progress(self, job: Job[None], context: JobContext) -> None:
@@ -242,12 +248,14 @@ async def store() -> AsyncIterator[MemoryStore]:
 
 
 def process_runner(store: MemoryStore, target: str = TARGET, **settings: Any) -> Runner:
-    return ProcessRunner(child_command(target), store=store, **{"size": 1, "kill_after_ms": 500, **settings})
+    settings = {"size": 1, "kill_after_ms": 500, **settings}
+    return ProcessRunner(child_command(target), store=store, **settings)
 
 
 def thread_runner(store: MemoryStore, target: str = TARGET, **settings: Any) -> Runner:
     serve = partial(open_handlers, target, anew=True)
-    return ThreadRunner(serve, store=store, **{"size": 1, "kill_after_ms": 500, **settings})
+    settings = {"size": 1, "kill_after_ms": 500, **settings}
+    return ThreadRunner(serve, store=store, **settings)
 
 
 @pytest.fixture(scope="module")
@@ -405,6 +413,17 @@ class TestBoth:
         assert stored is not None
         assert stored.progress == b'{"half":true}'
         assert await logs(store, context, claimed.record.id) == ["WARNING from a thread: 1"]
+
+    @pytest.mark.parametrize("captures", [True, False])
+    async def test_log_records_go_to_the_job_where_they_are_captured(
+        self, make: Make, store: MemoryStore, captures: bool
+    ) -> None:
+        claimed = await claim(store, "logging")
+        context = context_of(store, claimed)
+        with anyio.fail_after(20), capturing():
+            await make(capture_logging=captures).run(claimed.record, context, None)
+        expected = ["WARNING farm the fox is back"] if captures else []
+        assert await logs(store, context, claimed.record.id) == expected
 
     async def test_a_lost_lease_is_told_to_the_handler(self, place: Runner, store: MemoryStore) -> None:
         claimed = await claim(store, "progress")

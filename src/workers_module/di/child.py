@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from itertools import count
 from types import FrameType
 from typing import assert_never
@@ -24,6 +24,7 @@ from workers_module.job.failure import cut, reason_of, trace_of
 from workers_module.job.outcome import RetryLaterError
 from workers_module.job.record import JobRecord
 from workers_module.store.base import Child, EditResult, Page
+from workers_module.worker.capture import capturing
 from workers_module.worker.context import MAX_LINE_BYTES, JobLogger
 from workers_module.worker.inside import Handlers, Inside
 from workers_module.worker.messages import (
@@ -81,12 +82,13 @@ class Parent:
         self.send(Ready())
         while (inside := await self._orders.get()) is not None:
             number = inside.order.number
-            try:
-                self.send(Done(number=number, result=await inside.run()))
-            except GeneratorExit:
-                raise
-            except BaseException as error:
-                self.send(_fault(number, error, inside))
+            with capturing() if inside.order.capture_logging else nullcontext():
+                try:
+                    self.send(Done(number=number, result=await inside.run()))
+                except GeneratorExit:
+                    raise
+                except BaseException as error:
+                    self.send(_fault(number, error, inside))
 
     async def ask(self, number: int, call: SetProgress | ReadChildren | ReadJobs) -> Answer:
         """Have something done by the worker.

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, cast
 
 from workers_module.clock import Clock, to_datetime
 from workers_module.errors import WorkersError
@@ -225,6 +225,15 @@ class Job(Generic[T_co]):
         if self._context is None:
             raise WorkersError(f"job {self.id}: {method}() works only while a handler runs the job")
         return self._context
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Job):
+            return NotImplemented
+        job = cast("Job[object]", other)
+        return self.record == job.record and bool(self._data == job.data)
+
+    def __hash__(self) -> int:
+        return hash((self.record.queue, self.record.id))
 
     def __repr__(self) -> str:
         record = self.record

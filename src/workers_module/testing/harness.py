@@ -4,7 +4,7 @@ import asyncio
 import inspect
 import tempfile
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, Final, TypeVar, overload
@@ -49,11 +49,13 @@ class WorkerTest:
         container: The application's container.
         dispatcher: Enqueues jobs by handler.
         clock: The clock of store and schedules; `advance` moves it and runs what becomes due.
+        store: Where the jobs rest.
     """
 
     def __init__(
         self,
         container: AsyncContainer,
+        store: Store,
         clock: FrozenClock,
         dispatcher: Dispatcher,
         registry: WorkerRegistry,
@@ -64,6 +66,7 @@ class WorkerTest:
     ) -> None:
         """Hold the parts; `worker_test` makes them."""
         self.container = container
+        self.store = store
         self.clock = clock
         self.dispatcher = dispatcher
         self._registry = registry
@@ -177,7 +180,7 @@ async def worker_test(
     mode: WorkerMode | str | None = None,
     store: str | None = None,
     truncate: bool = False,
-) -> AsyncIterator[WorkerTest]:
+) -> AsyncGenerator[WorkerTest]:
     """Build an application's container for a test, and close it.
 
     Jobs rest in memory, the clock stands still, and no worker runs: `WorkerTest.drain` and `WorkerTest.advance` run
@@ -224,6 +227,7 @@ async def worker_test(
             await stepper.begin()
         yield WorkerTest(
             container,
+            chosen,
             clock,
             await container.get(Dispatcher),
             await container.get(WorkerRegistry),

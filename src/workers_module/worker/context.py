@@ -71,6 +71,10 @@ class JobLogger:
         """Write a line at level ``error``; see `log`."""
         self._write("ERROR", message, args, data, err)
 
+    def add_record(self, level: str, text: str) -> None:
+        """Write a line whose text is ready, with its time and level before it."""
+        self.add_line(f"{_stamp(self._clock.now())} {level} {text}")
+
     def add_line(self, line: str) -> None:
         """Append a line as it is."""
         self._lines.append(cut(line, MAX_LINE_BYTES))
@@ -90,7 +94,7 @@ class JobLogger:
             text += " " + json.dumps(data, ensure_ascii=False, default=str)
         if err is not None:
             text += "\n" + "".join(traceback.format_exception(err)).rstrip()
-        self.add_line(f"{_stamp(self._clock.now())} {level} {text}")
+        self.add_record(level, text)
 
 
 def _stamp(instant: datetime) -> str:

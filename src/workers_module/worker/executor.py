@@ -5,7 +5,6 @@ import inspect
 import logging
 import math
 from collections.abc import Callable, Mapping
-from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final, Protocol, assert_never
@@ -42,6 +41,7 @@ from workers_module.job.outcome import (
 from workers_module.job.record import JobRecord
 from workers_module.job.sandbox import Sandbox
 from workers_module.store.base import Claimed, Settle, SettleCode, Store
+from workers_module.worker.capture import current_run
 from workers_module.worker.context import JobContext
 from workers_module.worker.eager import begin
 from workers_module.worker.handler import Call, Handler
@@ -51,9 +51,6 @@ from workers_module.worker.verdict import Backoffs, Verdict, timed_out, unreadab
 
 _log = logging.getLogger(__name__)
 _FAILURE_EVENTS: Final[tuple[WorkerEventName, ...]] = ("failed", "retries_exhausted")
-
-current_run: ContextVar[JobContext | None] = ContextVar("workers_module_run", default=None)
-"""The context of the job this task runs; set only where log records are captured."""
 
 
 class Remote(Protocol):

@@ -68,11 +68,15 @@ class Hooks:
         """Call the listeners now, and return when they are done."""
         await _call_all(self._matching(event), event)
 
+    async def idle(self) -> None:
+        """Wait until every listener called so far is done."""
+        while self._last:
+            await asyncio.wait(list(self._last.values()))
+
     async def finish(self, timeout: float) -> None:
         """Wait until every listener called so far is done, at most ``timeout`` seconds; the rest is cancelled."""
         with anyio.move_on_after(timeout):
-            while self._last:
-                await asyncio.wait(list(self._last.values()))
+            await self.idle()
         for task in list(self._last.values()):
             task.cancel()
 

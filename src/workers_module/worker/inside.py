@@ -17,8 +17,8 @@ from workers_module.job.job import Job
 from workers_module.job.kind import JobKind
 from workers_module.job.record import JobRecord, Token
 from workers_module.store.base import Child, EditResult, Held, JobPatch, Page, Store
+from workers_module.worker.capture import current_run
 from workers_module.worker.context import JobContext, JobLogger
-from workers_module.worker.executor import current_run
 from workers_module.worker.handler import Call, Handler
 from workers_module.worker.messages import Order
 from workers_module.worker.verdict import timed_out, unreadable
@@ -135,7 +135,7 @@ class Inside:
             JobTimeoutError: It passed its limit.
             JobCancelledError: `cancel` was called.
         """
-        captured = current_run.set(self.context)
+        captured = current_run.set(self.context if self.order.capture_logging else None)
         try:
             with anyio.CancelScope() as self._scope:
                 if self.context.cancelled:

@@ -28,6 +28,7 @@ class Order(_Message):
         record: The job as it was claimed.
         timeout_ms: Its limit, or None.
         max_bytes: The largest result and progress.
+        capture_logging: Whether the handler's log records go to the job's log.
     """
 
     kind: Literal["order"] = "order"
@@ -35,6 +36,7 @@ class Order(_Message):
     record: JobRecord
     timeout_ms: int | None
     max_bytes: int
+    capture_logging: bool = False
 
 
 class Cancel(_Message):

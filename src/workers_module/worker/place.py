@@ -108,13 +108,16 @@ class Place(ABC):
 class Runner(ABC):
     """Keeps the places of one kind, opened as they are needed, and gives each job one of its own."""
 
-    def __init__(self, store: Store, size: int | None, kill_after_ms: int, max_bytes: int) -> None:
+    def __init__(
+        self, store: Store, size: int | None, kill_after_ms: int, max_bytes: int, *, capture_logging: bool
+    ) -> None:
         self.size = size if size is not None else os.cpu_count() or 1
         if self.size < 1:
             raise ConfigurationError(f"a sandbox of {self.size} places runs nothing; give it one or more")
         self._store = store
         self._kill_after = kill_after_ms / 1000
         self._max_bytes = max_bytes
+        self._capture_logging = capture_logging
         self._free = anyio.Semaphore(self.size)
         self._places: set[Place] = set()
         self._idle: list[Place] = []
@@ -145,7 +148,13 @@ class Runner(ABC):
             RetryLaterError: Not now.
         """
         self._number += 1
-        order = Order(number=self._number, record=record, timeout_ms=timeout_ms, max_bytes=self._max_bytes)
+        order = Order(
+            number=self._number,
+            record=record,
+            timeout_ms=timeout_ms,
+            max_bytes=self._max_bytes,
+            capture_logging=self._capture_logging,
+        )
         async with self._free:
             try:
                 place = self._waiting()

@@ -102,6 +102,7 @@ class ThreadRunner(Runner):
         size: int | None = None,
         kill_after_ms: int = 2_000,
         max_bytes: int = MAX_BYTES,
+        capture_logging: bool = False,
     ) -> None:
         """Prepare; no thread is started before the first job.
 
@@ -111,8 +112,9 @@ class ThreadRunner(Runner):
             size: How many jobs at once, each in a thread; None for as many as there are processors.
             kill_after_ms: How long a stopped job may take to end; less than the executor's, which gives up the slot.
             max_bytes: The largest result and progress.
+            capture_logging: Whether a handler's log records go to its job's log.
         """
-        super().__init__(store, size, kill_after_ms, max_bytes)
+        super().__init__(store, size, kill_after_ms, max_bytes, capture_logging=capture_logging)
         self._serve = serve
 
     def _make(self) -> Place:
@@ -280,6 +282,7 @@ class ProcessRunner(Runner):
         size: int | None = None,
         kill_after_ms: int = 2_000,
         max_bytes: int = MAX_BYTES,
+        capture_logging: bool = False,
     ) -> None:
         """Prepare; no child is started before the first job.
 
@@ -290,13 +293,14 @@ class ProcessRunner(Runner):
             kill_after_ms: How long a stopped job may take to close what it opened before its child is killed; less than
                 the executor's, which gives up the slot.
             max_bytes: The largest result and progress.
+            capture_logging: Whether a handler's log records go to its job's log.
 
         Raises:
             ConfigurationError: This system has no process groups.
         """
         if sys.platform == "win32":
             raise ConfigurationError("sandbox 'process' needs process groups, which Windows lacks; use 'thread'")
-        super().__init__(store, size, kill_after_ms, max_bytes)
+        super().__init__(store, size, kill_after_ms, max_bytes, capture_logging=capture_logging)
         self._command = (*command,)
         self._kill_after_ms = kill_after_ms
 

@@ -79,6 +79,8 @@ class Stepper:
                     claimed += 1
                     ran += await self._run_one(intake, job, reply.now)
             ran += ticked
+            # What runs told of meanwhile, such as progress.
+            await self._hooks.idle()
             if not claimed and not ticked:
                 return ran
 

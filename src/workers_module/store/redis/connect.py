@@ -8,6 +8,7 @@ import asyncio
 import os
 import random
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, Final, NoReturn, TypeVar
 from urllib.parse import urlsplit
 
@@ -34,6 +35,7 @@ REPLY_SECONDS: Final = 5.0
 """How long a command may take before its connection counts as cut."""
 BUSY_SECONDS: Final = 20.0
 """How long a call waits for a connection when all are in use."""
+FORGET_SECONDS: Final = 1.0
 LIBRARY: Final = "workers_module"
 
 T = TypeVar("T")
@@ -144,11 +146,12 @@ class Link:
         client_name: What the server shows it as; given anew at each reconnect.
     """
 
-    __slots__ = ("_address", "_connection", "interrupted")
+    __slots__ = ("_address", "_connection", "_limit", "interrupted")
 
     def __init__(self, address: Address, client_name: str | None = None) -> None:
         self._address = address
         self._connection = address.connection(client_name)
+        self._limit: asyncio.Timeout | None = None
         self.interrupted = False
 
     @property
@@ -181,11 +184,13 @@ class Link:
             CutOffError: The connection was lost, or no reply came in time.
         """
         await self.connect()
+        if self.interrupted:
+            raise CutOffError(f"{self._address.place}: the call was interrupted")
         connection = self._connection
         replies: list[Any] = []
         try:
             packed = [chunk for command in commands for chunk in connection.pack_command(*command)]
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout(seconds) as self._limit:
                 await connection.send_packed_command(packed, check_health=False)
                 for _ in commands:
                     try:
@@ -199,15 +204,15 @@ class Link:
         except BaseException:
             await self.drop()
             raise
+        finally:
+            self._limit = None
         return replies
 
     async def drop(self) -> None:
         """Close the connection; the next call makes a new one."""
         with anyio.CancelScope(shield=True):
-            try:
+            with suppress(raised.RedisError, OSError):
                 await self._connection.disconnect(nowait=True)
-            except (raised.RedisError, OSError):
-                pass
 
     def interrupt(self) -> None:
         """End the call under way, from another task of the same loop; it raises `CutOffError`."""
@@ -316,6 +321,20 @@ class Links:
             await link.drop()
         else:
             self._sleepers.setdefault(name, []).append(link)
+
+    async def forget(self, link: Link) -> None:
+        """Make sure that a sleep that was given up does nothing any more when this returns, as far as that can be done.
+
+        A server sees a closed connection when it next looks at all of them; the first answer may come before, the second not.
+        """
+        if self.closed:
+            return
+        with anyio.CancelScope(shield=True):
+            await link.drop()
+            await asyncio.sleep(0)
+            with suppress(StoreError):
+                for _ in range(2):
+                    await self.run([("PING",)], FORGET_SECONDS)
 
     def interrupt(self) -> None:
         """End every sleep."""

@@ -400,21 +400,27 @@ class RedisStore:
         loop = asyncio.get_running_loop()
         end = loop.time() + timeout
         name = self._keys.client_name(req.queue, req.worker)
-        link = links.sleeper(name)
+        link, resume = links.sleeper(name), req.resume
         try:
             while True:
+                seconds = self._seconds_to_sleep(req, end - loop.time())
+                if link.interrupted:
+                    # Somebody moved the clock; what the call before may have claimed is under our token.
+                    link.interrupted, seconds, req = False, 0.0, replace(req, resume=True)
                 try:
-                    reply = await self._sleep(links, link, req, self._seconds_to_sleep(req, end - loop.time()))
-                except CutOffError:
+                    reply = await self._sleep(links, link, req, seconds)
+                except StoreUnavailableError:
+                    links.check()
                     if not link.interrupted:
                         raise
-                    # Somebody moved the clock, or closed the store; what the call may have claimed is under our token.
-                    links.check()
-                    link.interrupted = False
-                    req = replace(req, resume=True)
-                    reply = await self._sleep(links, link, req, 0)
+                    continue
+                if req.resume is not resume:
+                    req = replace(req, resume=resume)
                 if reply.jobs or loop.time() >= end:
                     return reply
+        except BaseException:
+            await links.forget(link)
+            raise
         finally:
             await links.rest(name, link)
 

@@ -350,6 +350,7 @@ def _deduplicate(work: Work, queue: Queue, spec: JobSpec, dedup: DedupSpec, id_:
         return None
     if mode == "debounce":
         if owner is not None and owner.state == DELAYED:
+            yield from flows.child_gone(work, queue.name, owner)
             yield from delete(work, [owner])
             queue.events.append(("removed", owner.id, FROM_DELAYED))
             queue.events.append(_dropped(id_, dedup.key, owner.id))

@@ -50,8 +50,8 @@ PART_DATA, PART_OPTS, PART_PROGRESS, PART_TRACE, PART_RESULT, PART_REASON = rang
 
 RECORD: Final = (
     "n, id, name, state, data, opts, priority, tagset, attempts, max_attempts, crashes, fence, added, due, "
-    "started, ended, lifo, on_crash, cancel, worker, parent_queue, policy, schedule, dedup, deferred, progress, reason, "
-    "trace, result, parent_id, big"
+    "started, ended, lifo, on_crash, cancel, worker, parent_queue, policy, schedule, dedup, deferred, progress, "
+    "reason, trace, result, parent_id, big"
 )
 RECORD_WITHOUT_DATA: Final = RECORD.replace("state, data,", "state, x'',")
 

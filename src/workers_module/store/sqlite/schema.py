@@ -8,7 +8,7 @@ from workers_module.store.migrate import MigrateMode, Migration, SchemaState, ou
 from workers_module.store.sqlite.connect import Connection
 
 PACKAGE: Final = "workers_module.store.sqlite"
-COMMAND: Final = "workers migrations apply --store sqlite"
+COMMAND: Final = "workers migrations up"
 _TRIES: Final = 50
 
 

@@ -21,11 +21,11 @@ local function may(p, id, state)
   elseif ACTION == 'promote' then
     return state == 'delayed'
   end
+  if ACTION == 'fail' then
+    return state ~= 'active' and not has_ended(state)
+  end
   if state == 'active' or is_current(p, id, call('HGET', p.k .. id, 'rjk')) then
     return false
-  end
-  if ACTION == 'fail' then
-    return not has_ended(state)
   end
   if FIRST and not SECOND and pending(p.k .. id) > 0 then
     for _, one in ipairs(family(p, id)) do

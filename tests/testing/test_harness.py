@@ -1,0 +1,270 @@
+"""The testing kit, used as its reader would."""
+
+import logging
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from typing import Annotated, Any
+
+import pytest
+from dishka import FromDishka, Provider, Scope
+from dishka.exceptions import NothingOverriddenError
+from pydantic import BaseModel
+
+from workers_module import (
+    Backoff,
+    ConfigurationError,
+    CronExpression,
+    Dispatcher,
+    InjectQueue,
+    Job,
+    JobLogger,
+    Queue,
+    WorkersModule,
+    cron,
+    job,
+    on_worker_event,
+    process,
+    processor,
+)
+from workers_module.testing import WorkerTest, worker_test
+
+
+class Welcome(BaseModel):
+    to: str
+
+
+class Mailer:
+    def __init__(self) -> None:
+        self.sent: list[str] = []
+
+    async def send(self, to: str) -> str:
+        raise AssertionError("the real mailer must not be called in a test")
+
+
+class FakeMailer(Mailer):
+    down = 0
+
+    async def send(self, to: str) -> str:
+        if self.down:
+            self.down -= 1
+            raise ConnectionError("smtp is down")
+        self.sent.append(to)
+        return f"<{len(self.sent)}>"
+
+
+class MailQueue(Queue[Welcome], name="mail"):
+    pass
+
+
+@processor(MailQueue, options={"attempts": 3, "backoff": Backoff.fixed("1m")})
+class MailProcessor:
+    def __init__(self, mailer: Mailer) -> None:
+        self.mailer = mailer
+
+    @process("welcome")
+    async def welcome(self, job: Job[Welcome]) -> str:
+        return await self.mailer.send(job.data.to)
+
+    @on_worker_event("completed")
+    async def completed(self, job: Job[Welcome], result: str, heard: FromDishka[list[str]]) -> None:
+        heard.append(f"{job.data.to} {result}")
+
+
+class TickerWorker:
+    def __init__(self, heard: list[str]) -> None:
+        self.heard = heard
+
+    @cron(CronExpression.EVERY_10_SECONDS)
+    async def tick(self) -> None:
+        self.heard.append("tick")
+
+
+@job(queue="numbers")
+async def double(data: int) -> int:
+    return data * 2
+
+
+@job(queue="numbers")
+async def explode(data: int) -> int:
+    raise ValueError(f"no {data}")
+
+
+@job(queue="numbers")
+async def grow(data: int, heard: FromDishka[list[str]]) -> int:
+    heard.append("x")
+    return len(heard)
+
+
+class App(Provider):
+    scope = Scope.APP
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heard: list[str] = []
+        self.provide(Mailer)
+        self.provide(lambda: self.heard, provides=list[str])
+
+
+@pytest.fixture
+def app() -> App:
+    return App()
+
+
+@pytest.fixture
+def mailer() -> FakeMailer:
+    return FakeMailer()
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+async def t(request: pytest.FixtureRequest, app: App, mailer: FakeMailer) -> AsyncIterator[WorkerTest]:
+    module = WorkersModule.for_root(processors=[MailProcessor, TickerWorker, double, explode, grow])
+    async with worker_test(app, module, overrides={Mailer: mailer}, store=request.param) as t:
+        yield t
+
+
+ADA = Welcome(to="ada")
+
+
+class TestDrain:
+    async def test_runs_what_is_due_in_order_and_counts_it(self, t: WorkerTest, mailer: FakeMailer) -> None:
+        for name in ("ada", "grace"):
+            await t.dispatcher.perform_later(MailProcessor.welcome, Welcome(to=name))
+        assert await t.drain() == 2
+        assert mailer.sent == ["ada", "grace"]
+        assert [job.return_value for job in t.jobs("mail", "completed")] == ["<1>", "<2>"]
+
+    async def test_tells_listeners(self, t: WorkerTest, app: App) -> None:
+        await t.dispatcher.perform_later(MailProcessor.welcome, ADA)
+        await t.drain()
+        assert app.heard == ["ada <1>"]
+
+    async def test_raises_what_failed_for_good(self, t: WorkerTest) -> None:
+        await t.dispatcher.perform_later(explode, 7)
+        with pytest.raises(ValueError, match="no 7"):
+            await t.drain()
+
+    async def test_leaves_failures_to_be_looked_at(self, t: WorkerTest, caplog: pytest.LogCaptureFixture) -> None:
+        await t.dispatcher.perform_later(explode, 7)
+        with caplog.at_level(logging.CRITICAL):
+            assert await t.drain(raise_errors=False) == 1
+        [failed] = t.jobs("numbers", "failed")
+        assert failed.error == "no 7"
+
+
+class TestAdvance:
+    async def test_delayed_jobs_run_at_their_time(self, t: WorkerTest, mailer: FakeMailer) -> None:
+        await t.dispatcher.perform_later(MailProcessor.welcome, ADA, delay="1h")
+        await t.drain()
+        assert mailer.sent == []
+        assert [job.data for job in t.enqueued(MailProcessor.welcome)] == [ADA]
+        await t.advance(timedelta(hours=1))
+        assert mailer.sent == ["ada"]
+        assert t.enqueued(MailProcessor.welcome) == []
+
+    async def test_retries_wait_their_backoff(self, t: WorkerTest, mailer: FakeMailer) -> None:
+        mailer.down = 1
+        handle = await t.dispatcher.perform_later(MailProcessor.welcome, ADA)
+        await t.drain()
+        assert await handle.state() == "delayed"
+        await t.advance("59s")
+        assert mailer.sent == []
+        await t.advance("1s")
+        assert await handle.result() == "<1>"
+
+    async def test_schedules_tick_on_the_virtual_clock(self, t: WorkerTest, app: App) -> None:
+        assert await t.advance("1m") == 6
+        assert app.heard == ["tick"] * 6
+        assert len(t.jobs("cron.ticker", "completed")) == 6
+
+
+class TestTheRest:
+    async def test_a_payload_that_json_cannot_carry_fails_the_test(self, t: WorkerTest) -> None:
+        with pytest.raises(ValueError, match="should be a valid integer"):
+            await t.dispatcher.perform_later("double", "x")
+        assert [job.queue for job in t.enqueued()] == ["cron.ticker"]
+
+    async def test_services_come_from_the_container(self, t: WorkerTest) -> None:
+        queue = await t.get(MailQueue)
+        handle = await queue.add("welcome", ADA)
+        await t.drain()
+        assert await handle.result() == "<1>"
+
+    async def test_idempotent_handlers_pass_and_others_are_named(self, t: WorkerTest) -> None:
+        await t.assert_idempotent(double, 4)
+        with pytest.raises(AssertionError, match="second run differs"):
+            await t.assert_idempotent(grow, 4)
+
+    async def test_an_override_nobody_provides_is_an_error(self, app: App) -> None:
+        class Unknown: ...
+
+        with pytest.raises(NothingOverriddenError):
+            async with worker_test(app, processors=[double], overrides={Unknown: Unknown()}):
+                pass
+
+    async def test_a_queue_can_be_overridden_for_every_way_of_asking(self, app: App) -> None:
+        class Fake(MailQueue):
+            def __init__(self) -> None:
+                self.names: list[str] = []
+
+            async def add(self, name: str, *args: Any, **options: Any) -> Any:
+                self.names.append(name)
+
+        class Service:
+            def __init__(self, mails: Annotated[Queue[Any], InjectQueue("mail")]) -> None:
+                self.mails = mails
+
+        app.provide(Service)
+        fake = Fake()
+        async with worker_test(app, processors=[MailProcessor], overrides={MailQueue: fake}) as t:
+            await (await t.get(Service)).mails.add("welcome", ADA)
+        assert fake.names == ["welcome"]
+
+    async def test_foreground_mode_runs_jobs_where_they_are_enqueued(self, app: App, mailer: FakeMailer) -> None:
+        module = WorkersModule.for_root(processors=[MailProcessor])
+        async with worker_test(app, module, overrides={Mailer: mailer}, mode="foreground_blocking") as t:
+            handle = await t.dispatcher.perform_later(MailProcessor.welcome, ADA, delay="1h")
+            assert mailer.sent == ["ada"]
+            assert await handle.result() == "<1>"
+            assert app.heard == ["ada <1>"]
+            assert await t.drain() == 0
+
+    async def test_root_and_processors_together_are_refused(self, app: App) -> None:
+        with pytest.raises(ConfigurationError, match="belong to the WorkersModule"):
+            async with worker_test(app, WorkersModule.for_root(), processors=[double]):
+                pass
+
+    async def test_a_handler_alone_needs_no_container(self, mailer: FakeMailer) -> None:
+        assert await MailProcessor(mailer).welcome(Job.fake(ADA)) == "<1>"
+
+    async def test_logs_of_a_run_are_kept_with_the_job(self, app: App) -> None:
+        @job(queue="logs")
+        async def chatty(data: None, log: FromDishka[JobLogger]) -> None:
+            log.warning("careful")
+
+        async with worker_test(app, processors=[chatty]) as t:
+            handle = await (await t.get(Dispatcher)).perform_later(chatty, None)
+            await t.drain()
+            page = await t.store.logs("logs", handle.id)
+            assert [line.split(" ", 1)[1] for line in page.items] == ["WARNING careful"]
+
+
+@pytest.fixture
+def worker_providers(app: App) -> list[Provider]:
+    return [app, WorkersModule.for_root(processors=[double])]
+
+
+class TestPlugin:
+    async def test_the_fixture_is_over_the_projects_providers(self, workers: WorkerTest) -> None:
+        handle = await workers.dispatcher.perform_later(double, 4)
+        assert await workers.drain() == 1
+        assert await handle.result() == 8
+
+    @pytest.mark.workers_mode("foreground_blocking")
+    async def test_the_mode_marker(self, workers: WorkerTest) -> None:
+        assert await (await workers.dispatcher.perform_later(double, 4)).result() == 8
+
+    @pytest.mark.store("sqlite")
+    async def test_the_store_marker(self, workers: WorkerTest) -> None:
+        await workers.dispatcher.perform_later(double, 4)
+        assert (await workers.store.open()).kind.value == "sqlite"
+        assert await workers.drain() == 1
