@@ -1,23 +1,35 @@
 """From settings and registry to what runs: executor, hooks and runtime of this process."""
 
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+import logging
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager, nullcontext
 from datetime import timedelta
+from functools import partial
+from typing import TypeVar
+
+import anyio
 
 from workers_module.client.handle import ResultWatcher
 from workers_module.clock import Clock, span_ms
 from workers_module.di.provider import Feature
 from workers_module.di.registry import WorkerRegistry
+from workers_module.di.target import child_command, load_target, open_handlers
 from workers_module.job.outcome import Keep
 from workers_module.job.record import JobRecord
+from workers_module.job.sandbox import Sandbox
 from workers_module.settings import RetentionLimits, WorkerMode, WorkersSettings
 from workers_module.store.base import Store
 from workers_module.worker.capture import capturing
-from workers_module.worker.executor import Executor, ExecutorSettings
-from workers_module.worker.handler import Listener, WorkPlan
+from workers_module.worker.executor import Executor, ExecutorSettings, Remote
+from workers_module.worker.handler import WorkPlan
 from workers_module.worker.hooks import Hooks
-from workers_module.worker.runtime import Runtime, RuntimeSettings
+from workers_module.worker.runtime import Runtime, RuntimeSettings, Workers
+from workers_module.worker.sandbox import ProcessRunner, ThreadRunner, needed_sandboxes
 from workers_module.worker.stepper import Stepper
+
+_log = logging.getLogger(__name__)
+
+RunnerT = TypeVar("RunnerT", ThreadRunner, ProcessRunner)
 
 
 class Launcher:
@@ -44,15 +56,12 @@ class Launcher:
         self._clock = clock
         self._watcher = watcher
 
-    def hooks(self, listeners: Iterable[Listener]) -> Hooks:
-        """Return what tells these listeners."""
-        return Hooks(listeners)
-
     def executor(
         self,
         hooks: Hooks,
         *,
         store: Store | None = None,
+        remotes: Mapping[Sandbox, Remote] | None = None,
         on_error: Callable[[JobRecord, BaseException], None] | None = None,
     ) -> Executor:
         """Return what runs jobs, with this application's limits.
@@ -60,6 +69,7 @@ class Launcher:
         Args:
             hooks: Who is told.
             store: Where progress and log lines go, if not to the application's store.
+            remotes: What runs sandboxed handlers; without it they run here.
             on_error: Told, besides the handles in this process, of each job that failed for good.
         """
 
@@ -72,6 +82,7 @@ class Launcher:
             store or self._store,
             hooks=hooks,
             settings=self.executor_settings,
+            remotes=remotes,
             backoffs=self._registry.backoffs,
             kind_of=self._registry.kind_of,
             on_error=note,
@@ -109,10 +120,6 @@ class Launcher:
             declared=frozenset((spec.queue, spec.name) for spec in self._registry.schedules),
         )
 
-    def capturing(self) -> AbstractContextManager[None]:
-        """Return what brings the handlers' log records to their jobs' logs meanwhile, if the settings ask for it."""
-        return capturing() if self._settings.capture_logging else nullcontext()
-
     async def plan(self, *, only: Iterable[str] | None = None, force: bool = False) -> WorkPlan | None:
         """Return what this process is to run, or None for nothing."""
         settings = self._settings
@@ -121,19 +128,72 @@ class Launcher:
         names = self._registry.select(settings.enabled_workers, enabled=settings.enabled, only=only, force=force)
         return await self._registry.plan(names, concurrency=settings.concurrency) if names else None
 
-    async def runtime(self, *, only: Iterable[str] | None = None, force: bool = False) -> Runtime | None:
-        """Return the loops of this process, not started, or None when it is to run nothing."""
+    @asynccontextmanager
+    async def running(
+        self, workers: Workers, *, only: Iterable[str] | None = None, force: bool = False
+    ) -> AsyncGenerator[None]:
+        """Run the loops of this process meanwhile, if it is to run anything, and show them in ``workers``."""
+        if self._settings.queue.dangerously_flush:
+            await _flush(self._store)
         plan = await self.plan(only=only, force=force)
         if plan is None:
-            return None
-        hooks = self.hooks(plan.listeners)
-        return Runtime(
-            self._store,
-            plan,
-            self.runtime_settings,
-            executor=self.executor(hooks),
-            hooks=hooks,
-            clock=self._clock,
+            yield
+            return
+        hooks = Hooks(plan.listeners)
+        captured = capturing() if self._settings.capture_logging else nullcontext()
+        async with self._sandboxes(plan) as remotes:
+            executor = self.executor(hooks, remotes=remotes)
+            runtime = Runtime(
+                self._store, plan, self.runtime_settings, executor=executor, hooks=hooks, clock=self._clock
+            )
+            with captured:
+                async with runtime:
+                    workers.attach(runtime)
+                    try:
+                        yield
+                    finally:
+                        workers.attach(None)
+
+    @asynccontextmanager
+    async def _sandboxes(self, plan: WorkPlan) -> AsyncGenerator[Mapping[Sandbox, Remote]]:
+        """Keep what runs sandboxed handlers, where the plan has any.
+
+        Raises:
+            ConfigurationError: There are some, but no target (``WORKERS_APP``) to build their container from.
+        """
+        settings = self._settings
+        handlers = [handler for queue in plan.queues for handler in queue.all_handlers]
+        needed = needed_sandboxes([handler.spec for handler in handlers], settings.sandbox, target=settings.app)
+        target = settings.app
+        if not needed or target is None:
+            yield {}
+            return
+        load_target(target, anew=Sandbox.THREAD in needed)
+        if settings.in_memory:
+            _log.warning("jobs that sandboxed handlers enqueue are lost: each sandbox has a memory of its own")
+        runners: dict[Sandbox, ThreadRunner | ProcessRunner] = {}
+        if Sandbox.THREAD in needed:
+            runners[Sandbox.THREAD] = self._runner(
+                partial(ThreadRunner, partial(open_handlers, target, anew=True)), plan
+            )
+        if Sandbox.PROCESS in needed:
+            runners[Sandbox.PROCESS] = self._runner(partial(ProcessRunner, child_command(target)), plan)
+        try:
+            yield runners
+        finally:
+            with anyio.CancelScope(shield=True):
+                for runner in runners.values():
+                    await runner.close()
+
+    def _runner(self, make: Callable[..., RunnerT], plan: WorkPlan) -> RunnerT:
+        settings = self._settings
+        return make(
+            store=self._store,
+            size=max(queue.concurrency for queue in plan.queues),
+            # The executor gives a run up after kill_after; what kills it must be done by then.
+            kill_after_ms=max(1, span_ms(settings.kill_after) // 2),
+            max_bytes=settings.max_payload_bytes,
+            capture_logging=settings.capture_logging,
         )
 
     async def stepper(self, on_error: Callable[[JobRecord, BaseException], None]) -> Stepper:
@@ -155,6 +215,13 @@ class Launcher:
             ticker=ticker,
             ticks=ticks,
         )
+
+
+async def _flush(store: Store) -> None:
+    for queue in await store.queues():
+        _log.warning("WORKERS_QUEUE__DANGEROUSLY_FLUSH: everything in queue %r is deleted", queue)
+        while not await store.obliterate(queue, force=True):
+            pass
 
 
 def application_id(features: Sequence[Feature]) -> str:

@@ -28,6 +28,7 @@ from workers_module.settings import WorkerMode, WorkersSettings, explained_setti
 from workers_module.store.base import Store
 from workers_module.store.memory import MemoryStore
 from workers_module.store.open import open_store
+from workers_module.worker.hooks import Hooks
 from workers_module.worker.runtime import Workers
 
 _log = logging.getLogger(__name__)
@@ -215,17 +216,8 @@ async def run_workers(
         with explained_settings():
             launcher = await container.get(Launcher)
         workers = await container.get(Workers)
-        runtime = await launcher.runtime(only=only, force=force)
-        if runtime is None:
+        async with launcher.running(workers, only=only, force=force):
             yield workers
-            return
-        with launcher.capturing():
-            async with runtime:
-                workers.attach(runtime)
-                try:
-                    yield workers
-                finally:
-                    workers.attach(None)
     finally:
         if close_container:
             await container.close()
@@ -288,17 +280,8 @@ async def _store(settings: WorkersSettings, clock: Clock) -> AsyncIterator[Store
     for warning in info.warnings if not settings.in_memory else ():
         _log.warning("%s: %s", info.place, warning)
     _log.info("jobs rest in %s (%s %s)", info.place, info.kind.value, info.version)
-    if settings.queue.dangerously_flush:
-        await _flush(store)
     yield store
     await store.close()
-
-
-async def _flush(store: Store) -> None:
-    for queue in await store.queues():
-        _log.warning("WORKERS_QUEUE__DANGEROUSLY_FLUSH: everything in queue %r is deleted", queue)
-        while not await store.obliterate(queue, force=True):
-            pass
 
 
 def _registry(features: Sequence[Feature], container: AsyncContainer) -> WorkerRegistry:
@@ -327,7 +310,7 @@ def _foreground(
 ) -> ForegroundIntake:
     # What runs here and now in the other modes is stored nowhere that anybody else sees.
     place = store if settings.mode is WorkerMode.FOREGROUND_BLOCKING else MemoryStore()
-    hooks = launcher.hooks(registry.listeners)
+    hooks = Hooks(registry.listeners)
     return ForegroundIntake(place, registry, launcher.executor(hooks, store=place), hooks=hooks)
 
 

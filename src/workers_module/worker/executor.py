@@ -97,10 +97,7 @@ class _Plan:
         self.read: Callable[[bytes], Any] = partial(decode, adapter=kind.payload_adapter)
         self.result = kind.result_adapter
         self.timeout_ms = _own_timeout(kind, settings)
-        sandbox = handler.spec.sandbox or settings.sandbox
-        self.remote = remotes.get(sandbox)
-        if self.remote is None and sandbox is not Sandbox.NONE:
-            raise WorkersError(f"{handler.spec.label}: no runner for sandbox {sandbox.value!r} in this process")
+        self.remote = remotes.get(handler.spec.sandbox or settings.sandbox)
 
 
 def _own_timeout(kind: JobKind, settings: ExecutorSettings) -> int | None:
@@ -132,7 +129,7 @@ class Executor:
             settings: Limits and retention.
             backoffs: The application's own backoff functions.
             kind_of: Finds the kind of job a handler reference means.
-            remotes: Runners for handlers that do not run here.
+            remotes: Runners for sandboxed handlers; those of a sandbox without a runner run here.
             on_error: Told the original exception of each job that failed for good, so that a waiter in this process
                 gets it as a cause.
         """
@@ -260,14 +257,17 @@ class Executor:
         context = run.context
         job = self._job(context, plan, record)
         limit = stored.timeout_ms if stored.has_timeout else plan.timeout_ms
-        if limit is not None:
+        if limit is not None and plan.remote is None:
             self._watch.limit(run, limit)
         if "active" in self._hooks.wanted(record.queue):
             self._hooks.tell(WorkerEvent(name="active", queue=record.queue, job=job))
         if self._settings.capture_logging:
             current_run.set(context)
         if plan.remote is not None:
-            return await plan.remote.run(record, context, limit)
+            # The limit is the runner's: waiting for a place there is no part of the run.
+            raw = await plan.remote.run(record, context, limit)
+            run.result = decode(raw, plan.result)
+            return raw
         call = run.handler.static
         if call is not None:
             return self._encode(run, plan, await self._invoke(plan, call, job, context))

@@ -141,6 +141,11 @@ class QueuePlan:
     concurrency: int = 10
     worker_names: tuple[str, ...] = ()
 
+    @property
+    def all_handlers(self) -> tuple[Handler, ...]:
+        """Every handler of the queue."""
+        return (*self.handlers.values(), *(() if self.catch_all is None else (self.catch_all,)))
+
     def handler_for(self, name: str) -> Handler | None:
         """Return the handler of a job name, or None when this process knows none."""
         return self.handlers.get(name, self.catch_all)

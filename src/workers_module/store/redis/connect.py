@@ -217,9 +217,8 @@ class Link:
     def interrupt(self) -> None:
         """End the call under way, from another task of the same loop; it raises `CutOffError`."""
         self.interrupted = True
-        writer = self._connection._writer
-        if writer is not None:
-            writer.transport.abort()
+        if self._limit is not None:
+            self._limit.reschedule(asyncio.get_running_loop().time())
 
 
 class Links:

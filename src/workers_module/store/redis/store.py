@@ -413,6 +413,7 @@ class RedisStore:
                     links.check()
                     if not link.interrupted:
                         raise
+                    await links.forget(link)
                     continue
                 if req.resume is not resume:
                     req = replace(req, resume=resume)

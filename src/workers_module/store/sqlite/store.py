@@ -15,7 +15,7 @@ import anyio
 import anyio.to_thread
 
 from workers_module.clock import Clock, FrozenClock
-from workers_module.errors import ConfigurationError, StoreError, StoreUnavailableError
+from workers_module.errors import ConfigurationError, StoreUnavailableError
 from workers_module.job.events import Event, EventBatch
 from workers_module.job.record import JobRecord
 from workers_module.job.state import JobState
@@ -230,7 +230,7 @@ class SqliteStore:
     def _check(self) -> None:
         """Refuse calls from where this store cannot work."""
         if self._info is None:
-            raise StoreError(f"SQLite store {self._path} is not open; await open() first")
+            raise StoreUnavailableError(f"SQLite store {self._path} is not open; await open() first")
         if os.getpid() != self._pid:
             raise ConfigurationError(
                 f"SQLite store {self._path} was opened in process {self._pid} and this is its fork {os.getpid()}: a "
