@@ -71,8 +71,17 @@ types: $(VENV)/.installed-dev ## mypy and pyright, both strict
 contracts: $(VENV)/.installed-dev ## which way imports may run
 	$(BIN)/lint-imports --no-logo
 
-bench: $(VENV)/.installed-test ## compare speed with other libraries; ARGS names them
-	$(BIN)/python benchmarks/peers/run_peers.py $(if $(ARGS),$(ARGS),--list)
+# Peers have virtual environments of their own; ARGS go to the runner (--rounds 5, -n 50000).
+PEERS := cd benchmarks/peers && BENCH_HOME=$(abspath .cache/bench)
+
+bench: $(VENV)/.installed-test ## measure what a job costs here, and beside other libraries
+	$(BIN)/python benchmarks/micro.py
+	$(PEERS) BENCH_PYTHON=$(abspath $(BIN))/python ./setup.sh ours sqliteq huey taskiq
+	$(PEERS) ../../$(BIN)/python run_peers.py workers_sqlite litequeue_ huey_sqlite --measures drain,enqueue \
+		--rounds 5 $(ARGS) -o $(abspath .cache/bench)/sqlite.json
+	$(PEERS) ../../$(BIN)/python run_peers.py workers_memory taskiq_memory plain_asyncio --measures drain \
+		--rounds 5 -n 50000 $(ARGS) -o $(abspath .cache/bench)/memory.json
+	$(BIN)/python benchmarks/peers/table.py .cache/bench/sqlite.json .cache/bench/memory.json
 
 clean: ## remove what was made, except for .venv
 	rm -rf .cache .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache build dist

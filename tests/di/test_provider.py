@@ -1,11 +1,8 @@
 """What a feature provides: queues by class and by name, classes in their scope, and a key for all that is called."""
 
 import asyncio
-import sys
-import time
 import traceback
 from collections.abc import AsyncGenerator, Generator, Sequence
-from statistics import median
 from typing import Annotated, Any
 
 import anyio
@@ -465,64 +462,6 @@ async def test_concurrent_jobs_never_share_a_request_object(build: Build) -> Non
                 group.start_soon(dispatcher.perform_now, send, n)
 
     assert len(seen) == 20
-
-
-# --- cost -------------------------------------------------------------------------------------------------------------
-
-
-async def test_cost_of_an_attempt(build: Build, record_property: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    """Reports, and fails only where something is out of all proportion: machines differ."""
-
-    class Pool: ...
-
-    class Clients:
-        def __init__(self, pool: Pool) -> None: ...
-
-    class Work:
-        def __init__(self, session: Session) -> None: ...
-
-    @processor("email")
-    class P:
-        def __init__(self, pool: Pool, clients: Clients, work: Work) -> None: ...
-
-        async def process(self, job: Job[int]) -> int:
-            return job.data
-
-    @job()
-    async def static(data: int) -> int:
-        return data
-
-    scopes = {Pool: Scope.APP, Clients: Scope.APP, Work: Scope.REQUEST, Session: Scope.REQUEST}
-    container = build(P, static, provide=scopes)
-    registry = await container.get(WorkerRegistry)
-    scoped = await registry.bound(registry.find(P.process).handler)
-    bound = await registry.bound(registry.find(static).handler)
-    assert scoped.opening is not None
-    assert bound.static is not None
-    subject, context = Job.fake(1), object()
-    times: list[float] = []
-    for _ in range(300):
-        start = time.perf_counter()
-        async with scoped.opening(subject, context) as call:  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
-            await call(subject, context)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
-        times.append(time.perf_counter() - start)
-    per_attempt = median(times) * 1e6
-    start = time.perf_counter()
-    for _ in range(10_000):
-        bound.static(subject, context).close()  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
-    per_static = (time.perf_counter() - start) / 10_000 * 1e6
-    start = time.perf_counter()
-    for _ in range(10_000):
-        static(1).close()
-    overhead = per_static - (time.perf_counter() - start) / 10_000 * 1e6
-    record_property("scope_us", per_attempt)
-    record_property("static_us", overhead)
-    with capsys.disabled():
-        told = f"scope, resolution and call: {per_attempt:.1f} µs; static handler: {overhead:.2f} µs more than its call"
-        sys.stdout.write(f"\n{told}\n")
-
-    assert per_attempt < 500
-    assert overhead < 50
 
 
 async def test_an_attempt_gives_the_bound_call(build: Build) -> None:

@@ -167,16 +167,10 @@ class Fleet(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        from workers_module.store.memory import MemoryStore
-        from workers_module.store.sqlite.store import SqliteStore
-
         self.runner = asyncio.Runner()
         self.folder = tempfile.TemporaryDirectory()
         self.clock = FrozenClock()
-        self.stores: list[Store] = [
-            MemoryStore(clock=self.clock),
-            SqliteStore(Path(self.folder.name) / "jobs.db", clock=self.clock, synchronous="normal"),
-        ]
+        self.stores: list[Store] = [self.reference(), self.tested()]
         self.tokens = 0
         self.claims: list[tuple[str, list[Claimed]]] = []
         """All claims ever made, each as the stores gave it; late outcomes come from here."""
@@ -184,6 +178,18 @@ class Fleet(RuleBasedStateMachine):
         self.slots: dict[tuple[str, str], int] = {}
         self.equal = True
         self.cursors = [self.run(self.begin(store)) for store in self.stores]
+
+    def reference(self) -> Store:
+        """Return the memory store."""
+        from workers_module.store.memory import MemoryStore
+
+        return MemoryStore(clock=self.clock)
+
+    def tested(self) -> Store:
+        """Return the store that must not differ from it."""
+        from workers_module.store.sqlite.store import SqliteStore
+
+        return SqliteStore(Path(self.folder.name) / "jobs.db", clock=self.clock, synchronous="normal")
 
     def run(self, call: Awaitable[T]) -> T:
         async def wrapped() -> T:

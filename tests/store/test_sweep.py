@@ -193,6 +193,14 @@ async def test_a_job_taken_back_stands_in_front(store: Store, later: Later) -> N
     assert ids_of(await claim(store, 5)) == ["a", "l", "b"]
 
 
+async def test_jobs_taken_back_together_stand_in_the_order_they_had(store: Store, later: Later) -> None:
+    await add(store, "a", "b", "c", "d")
+    for _ in range(3):
+        await claim_one(store)
+    await crash(store, later)
+    assert ids_of(await claim(store, 5)) == ["a", "b", "c", "d"]
+
+
 async def test_a_prioritized_job_taken_back_stands_in_front_of_its_priority(store: Store, later: Later) -> None:
     await add(store, "a5", priority=5)
     await claim_one(store)

@@ -3,7 +3,7 @@ from typing import Any
 
 from benchlib import handle
 from dishka import Provider, Scope, make_async_container
-from pydantic import BaseModel, SecretStr
+from pydantic import BaseModel
 
 from workers_module import Job, Queue, WorkersModule, WorkersSettings, process, processor, run_workers
 
@@ -40,7 +40,7 @@ class BenchProcessor:
 
 
 def settings(url: str | None, concurrency: int) -> WorkersSettings:
-    queue: dict[str, Any] = {} if url is None else {"uri": SecretStr(url)}
+    queue: dict[str, Any] = {} if url is None else {"uri": url}
     return WorkersSettings(concurrency=concurrency, queue=queue)
 
 

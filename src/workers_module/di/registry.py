@@ -294,11 +294,10 @@ class WorkerRegistry:
 
         async def call(event: WorkerEvent | QueueEvent) -> None:
             context: dict[Any, Any] = {}
-            job = event.job if isinstance(event, WorkerEvent) else None
-            if job is not None:
-                context[Job] = job
-                if isinstance(job._context, JobContext):
-                    context[JobContext] = job._context
+            if isinstance(event, WorkerEvent) and event.job is not None:
+                context[Job] = event.job
+                if event.context is not None:
+                    context[JobContext] = event.context
             async with Attempt(container, key, context) as bound:
                 await _invoke(bound, event, is_async=is_async)
 

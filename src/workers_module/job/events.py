@@ -6,7 +6,7 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, get_args
 
-from workers_module.job.job import Job
+from workers_module.job.job import Job, RunContext
 
 
 class EventType(StrEnum):
@@ -99,6 +99,7 @@ class WorkerEvent:
         result: What the handler returned (``completed``).
         error: What was raised (``failed``, ``retries_exhausted``, ``error``).
         progress: The value reported (``progress``).
+        context: The run it is about, for events about one; listeners ask for it as `JobContext`.
     """
 
     name: WorkerEventName
@@ -107,6 +108,7 @@ class WorkerEvent:
     result: Any = None
     error: BaseException | None = None
     progress: Any = None
+    context: RunContext | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -49,6 +49,11 @@ class Job(Generic[T_co]):
         self._data = data
         self._context = context
 
+    def leave(self) -> None:
+        """Forget the run, which is over: from now on this is what was, and nothing can be said for it any more."""
+        # A job that held its run for ever would be garbage only the collector finds, and there is one for each run.
+        self._context = None
+
     @staticmethod
     def fake(data: D, /, **fields: Any) -> "Job[D]":
         """Build a job for a unit test; no store is needed.

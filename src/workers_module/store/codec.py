@@ -5,17 +5,16 @@ survive too.
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
 from types import MappingProxyType
-from typing import Any, Final, TypeVar
+from typing import Final
 
 from workers_module.errors import StoreCorruptError
 from workers_module.job.events import Event
 from workers_module.job.record import ChildPolicy, JobRecord, ParentRef
 from workers_module.job.state import JobState
 from workers_module.store.base import DedupSpec, JobSpec, ScheduleDefinition, WorkerInfo
-
-T = TypeVar("T")
 
 _ENCODER: Final = json.JSONEncoder(ensure_ascii=True, separators=(",", ":"), check_circular=False)
 _NOTHING: Final[Mapping[str, str]] = MappingProxyType({})
@@ -32,7 +31,8 @@ def dump_events(events: Iterable[EventParts]) -> str:
 
 def load_events(body: str) -> list[Event]:
     """Read what `dump_events` wrote."""
-    return [Event(type_, id_, fields or _NOTHING) for type_, id_, fields in _load(body, "events")]
+    with _shape("list of events"):
+        return [Event(type_, id_, fields or _NOTHING) for type_, id_, fields in json.loads(body)]
 
 
 def dump_definition(definition: ScheduleDefinition) -> str:
@@ -56,10 +56,11 @@ def dump_definition(definition: ScheduleDefinition) -> str:
 
 def load_definition(body: str) -> ScheduleDefinition:
     """Read what `dump_definition` wrote."""
-    fields = _load(body, "schedule")
-    for name in ("data", "opts", "extra"):
-        fields[name] = _bytes(fields[name])
-    return _build(ScheduleDefinition, fields, "schedule")
+    with _shape("schedule"):
+        fields = json.loads(body)
+        for name in ("data", "opts", "extra"):
+            fields[name] = _bytes(fields[name])
+        return ScheduleDefinition(**fields)
 
 
 def dump_spec(spec: JobSpec) -> str:
@@ -85,13 +86,14 @@ def dump_spec(spec: JobSpec) -> str:
 
 def load_spec(body: str) -> JobSpec:
     """Read what `dump_spec` wrote."""
-    fields = _load(body, "job")
-    fields["data"] = _bytes(fields["data"])
-    fields["opts"] = _bytes(fields["opts"])
-    fields["tags"] = tuple(fields["tags"])
-    if fields["dedup"] is not None:
-        fields["dedup"] = DedupSpec(*fields["dedup"])
-    return _build(JobSpec, fields, "job")
+    with _shape("job"):
+        fields = json.loads(body)
+        fields["data"] = _bytes(fields["data"])
+        fields["opts"] = _bytes(fields["opts"])
+        fields["tags"] = tuple(fields["tags"])
+        if fields["dedup"] is not None:
+            fields["dedup"] = DedupSpec(*fields["dedup"])
+        return JobSpec(**fields)
 
 
 def dump_worker(info: WorkerInfo) -> str:
@@ -101,10 +103,11 @@ def dump_worker(info: WorkerInfo) -> str:
 
 def load_worker(body: str) -> WorkerInfo:
     """Read what `dump_worker` wrote."""
-    fields = _load(body, "worker")
-    fields["queues"] = tuple(fields["queues"])
-    fields["tags"] = tuple(fields["tags"])
-    return _build(WorkerInfo, fields, "worker")
+    with _shape("worker"):
+        fields = json.loads(body)
+        fields["queues"] = tuple(fields["queues"])
+        fields["tags"] = tuple(fields["tags"])
+        return WorkerInfo(**fields)
 
 
 def dump_record(record: JobRecord) -> str:
@@ -122,8 +125,8 @@ def load_record(body: str) -> JobRecord:
     Raises:
         StoreCorruptError: The text is not a record.
     """
-    fields = _load(body, "job")
-    try:
+    with _shape("job"):
+        fields = json.loads(body)
         for name in _RECORD_BYTES:
             if fields[name] is not None:
                 fields[name] = _bytes(fields[name])
@@ -133,8 +136,6 @@ def load_record(body: str) -> JobRecord:
         if fields["parent"] is not None:
             fields["parent"] = ParentRef(*fields["parent"])
         return JobRecord(**fields)
-    except (KeyError, TypeError, ValueError) as error:
-        raise StoreCorruptError(f"this is not a stored job: {error}") from error
 
 
 def dump_tags(tags: Sequence[str]) -> str:
@@ -144,7 +145,8 @@ def dump_tags(tags: Sequence[str]) -> str:
 
 def load_tags(body: str) -> tuple[str, ...]:
     """Read what `dump_tags` wrote."""
-    return tuple(_load(body, "tags"))
+    with _shape("set of tags"):
+        return tuple(json.loads(body))
 
 
 def _text(raw: bytes) -> str:
@@ -155,15 +157,9 @@ def _bytes(text: str) -> bytes:
     return text.encode("utf-8", "surrogateescape")
 
 
-def _load(body: str, what: str) -> Any:
+@contextmanager
+def _shape(what: str) -> Generator[None]:
     try:
-        return json.loads(body)
-    except ValueError as error:
-        raise StoreCorruptError(f"a stored {what} is not JSON: {error}") from error
-
-
-def _build(make: Callable[..., T], fields: Any, what: str) -> T:
-    try:
-        return make(**fields)
-    except (KeyError, TypeError, ValueError) as error:
-        raise StoreCorruptError(f"a stored {what} has a shape it cannot have: {error}") from error
+        yield
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise StoreCorruptError(f"a stored {what} has a shape it cannot have: {error!r}") from error

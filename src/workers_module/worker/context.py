@@ -189,6 +189,11 @@ class JobContext:
         self._job = job = Job(self._record, data, self)
         return job
 
+    def leave(self) -> None:
+        """Let go of the job: the run is over."""
+        if self._job is not None:
+            self._job.leave()
+
     @property
     def log(self) -> JobLogger:
         """Writes lines to the job's log; not awaited."""
@@ -211,7 +216,9 @@ class JobContext:
             raise
         await self._edit(raw)
         if self._tell is not None:
-            self._tell(WorkerEvent(name="progress", queue=self._record.queue, job=self._job, progress=value))
+            self._tell(
+                WorkerEvent(name="progress", queue=self._record.queue, job=self._job, progress=value, context=self)
+            )
 
     def add_log(self, message: str) -> None:
         """Append a line to the job's log."""

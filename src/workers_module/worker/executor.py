@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Final, Protocol, assert_never
+from typing import Any, Protocol, assert_never
 
 import anyio
 import anyio.to_thread
@@ -50,7 +50,6 @@ from workers_module.worker.run import CancelReason, Run, Watch
 from workers_module.worker.verdict import Backoffs, Verdict, timed_out, unreadable
 
 _log = logging.getLogger(__name__)
-_FAILURE_EVENTS: Final[tuple[WorkerEventName, ...]] = ("failed", "retries_exhausted")
 
 
 class Remote(Protocol):
@@ -189,24 +188,26 @@ class Executor:
         """Return what listeners are told of how a run ended."""
         queue = run.claimed.record.queue
         wanted = self._hooks.wanted(queue)
+        if not wanted:
+            return ()
+        names: tuple[WorkerEventName, ...]
         match run.outcome:
             case Completed():
-                if "completed" in wanted:
-                    return (WorkerEvent(name="completed", queue=queue, job=run.context.job, result=run.result),)
+                names = ("completed",)
             case Retry():
-                if "failed" in wanted:
-                    return (WorkerEvent(name="failed", queue=queue, job=run.context.job_or_bare, error=run.error),)
+                names = ("failed",)
             case Failed():
-                return tuple(
-                    WorkerEvent(name=name, queue=queue, job=run.context.job_or_bare, error=run.error)
-                    for name in _FAILURE_EVENTS
-                    if name in wanted
-                )
+                names = ("failed", "retries_exhausted")
             case Snooze() | Release() | WaitChildren() | None:
-                pass
+                names = ()
             case _ as never:
                 assert_never(never)
-        return ()
+        job, context = run.context.job_or_bare, run.context
+        return tuple(
+            WorkerEvent(name=name, queue=queue, job=job, result=run.result, error=run.error, context=context)
+            for name in names
+            if name in wanted
+        )
 
     def give_up_later(self, run: Run) -> None:
         """Start the time a cancelled run has to end."""
@@ -260,7 +261,7 @@ class Executor:
         if limit is not None and plan.remote is None:
             self._watch.limit(run, limit)
         if "active" in self._hooks.wanted(record.queue):
-            self._hooks.tell(WorkerEvent(name="active", queue=record.queue, job=job))
+            self._hooks.tell(WorkerEvent(name="active", queue=record.queue, job=job, context=context))
         if self._settings.capture_logging:
             current_run.set(context)
         if plan.remote is not None:
@@ -391,6 +392,7 @@ class Executor:
             return
         run.ended = True
         run.outcome = outcome
+        run.context.leave()
         _report(run.claimed.record, outcome)
         if run.on_end is not None:
             run.on_end(run)

@@ -1,7 +1,7 @@
 """What the tests of the SQLite store share: a file, stores on it, and a hand on the writer's brake."""
 
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -47,6 +47,13 @@ def writer_of(store: SqliteStore) -> Lane:
     return store._writer
 
 
+async def until(condition: Callable[[], object]) -> None:
+    """Wait until something is true that no event tells of."""
+    with anyio.fail_after(PATIENCE):
+        while not condition():  # noqa: ASYNC110 - it comes true in another thread, or inside the store
+            await anyio.sleep(0.001)
+
+
 class Brake:
     """Holds a store's writing thread inside a call of its own."""
 
@@ -65,9 +72,7 @@ class Brake:
     async def hold(self) -> None:
         """Hold the thread from now on; what is called meanwhile is queued."""
         self._lane._calls.put(Call(self._lane._loop.create_future(), self._plan, None))
-        with anyio.fail_after(PATIENCE):
-            while not self._held.is_set():
-                await anyio.sleep(0.001)
+        await until(self._held.is_set)
 
     def release(self) -> None:
         """Let the thread go on."""
@@ -75,7 +80,7 @@ class Brake:
 
 
 @contextmanager
-def brake_on(store: SqliteStore) -> Iterator[Brake]:
+def brake_on(store: SqliteStore) -> Generator[Brake]:
     """Return a brake that is released at the end, whatever happens."""
     brake = Brake(store)
     try:

@@ -8,7 +8,7 @@ import anyio
 import pytest
 
 from tests.store.helpers import PATIENCE, Q, add, assert_sound, numbers, record, spec
-from tests.store.sqlite.conftest import brake_on, writer_of
+from tests.store.sqlite.conftest import brake_on, until, writer_of
 from workers_module.errors import JobNotFoundError, StoreFullError, StoreUnavailableError
 from workers_module.job.record import ParentRef
 from workers_module.store.base import Added
@@ -58,7 +58,9 @@ async def test_a_refused_call_leaves_its_neighbours_alone(store: SqliteStore) ->
     with brake_on(store) as brake:
         await brake.hold()
         good = await started(store, 3)
-        bad = asyncio.create_task(store.add([spec("x"), spec("y", tags=("new",)), spec("z", parent=ParentRef(Q, "no"))]))
+        bad = asyncio.create_task(
+            store.add([spec("x"), spec("y", tags=("new",)), spec("z", parent=ParentRef(Q, "no"))])
+        )
         await asyncio.sleep(0)
         late = asyncio.create_task(store.add([spec("late", tags=("eu",))]))
         await asyncio.sleep(0)
@@ -173,9 +175,7 @@ async def test_a_call_cancelled_in_its_turn_is_done_whole(store: SqliteStore) ->
             yield from brake._plan(work)
 
         task = asyncio.create_task(store._write(slow))
-        with anyio.fail_after(PATIENCE):
-            while not brake._held.is_set():
-                await anyio.sleep(0.001)
+        await until(brake._held.is_set)
         tasks = await started(store, 2)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):

@@ -435,18 +435,25 @@ class RedisStore:
         return seconds
 
     async def _sleep(self, links: Links, link: Link, req: Step, seconds: float) -> StepReply:
-        command = self._step_command(req)
+        sleep: list[Command] = []
         if seconds > 0:
             keys = self._keys.markers(req.queue, req.tags)
-            sleep: Command = ("BZPOPMIN", *keys, f"{max(seconds, 0.002):.3f}")
-            marker, reply = await link.ask([sleep, command], seconds + _SLACK_SECONDS)
-            if isinstance(marker, Exception) and not str(marker).startswith("UNBLOCKED"):
-                links.refuse(marker)
-        else:
-            (reply,) = await link.ask([command])
+            sleep = [("BZPOPMIN", *keys, f"{max(seconds, 0.002):.3f}")]
+        if sleep and self._clock is not None:
+            # A clock that is moved meanwhile must not leave a claim of an earlier time behind.
+            self._check_marker(links, await link.ask(sleep, seconds + _SLACK_SECONDS))
+            sleep = []
+        command = self._step_command(req)
+        *marker, reply = await link.ask([*sleep, command], seconds + _SLACK_SECONDS)
+        self._check_marker(links, marker)
         if isinstance(reply, raised.NoScriptError):
             (reply,) = await link.ask([_STEP.whole(command)])
         return self._step_reply(req, links.answer(reply))
+
+    def _check_marker(self, links: Links, replies: Sequence[Any]) -> None:
+        for reply in replies:
+            if isinstance(reply, Exception) and not str(reply).startswith("UNBLOCKED"):
+                links.refuse(reply)
 
     async def renew(self, queue: str, held: Sequence[Held], lease_ms: int, *, now: int | None = None) -> RenewReply:
         """Extend the leases of running jobs; see `Store.renew`."""

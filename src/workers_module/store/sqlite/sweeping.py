@@ -29,10 +29,6 @@ _TAKE_BACK: Final = (
     "UPDATE wm_job SET state = 1, seq = ?, token = NULL, lease = NULL, lapsed = NULL, cancel = 0, "
     "crashes = crashes + 1, deferred = coalesce(?, deferred) WHERE n = ?"
 )
-_STALE_KEYS: Final = (
-    "DELETE FROM wm_dedup WHERE q = ? AND until IS NULL "
-    "AND NOT EXISTS (SELECT 1 FROM wm_job j WHERE j.q = wm_dedup.q AND j.id = wm_dedup.id)"
-)
 
 
 def sweep(work: Work, req: Sweep) -> Plan[SweepReply]:
@@ -47,7 +43,6 @@ def sweep(work: Work, req: Sweep) -> Plan[SweepReply]:
     recovered = yield from _recover(work, queue, req, stop)
     hinted = yield from _promote_all(work, queue, stop)
     yield "DELETE FROM wm_dedup WHERE q = ? AND until <= ? AND until IS NOT NULL", (queue.q, work.now)
-    yield _STALE_KEYS, (queue.q,)
     for state, age in ((COMPLETED, req.completed_age_ms), (FAILED, req.failed_age_ms)):
         if age is not None:
             yield from _expire(work, queue, state, age, stop)

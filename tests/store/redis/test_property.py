@@ -1,0 +1,99 @@
+"""P01 for Redis: the calls of `tests.store.test_property`, fitted to what BullMQ leaves open.
+
+* Ids are always given: BullMQ's counter counts every attempt, also one with an id of its own.
+* A job has at most one tag, and a worker claims by one: BullMQ keeps no order among queues, and events of several streams that
+  fall on one millisecond have none (the suite tests jobs with several tags).
+* A queue is swept at one interval: the mark of the last sweep lasts as long as that one asked for.
+* Children are named by their keys in the reason of a parent that fails for them.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from tests.servers import shared_redis
+from tests.store.test_property import Fleet as Common
+from workers_module.job.record import JobRecord
+from workers_module.store.base import (
+    Added,
+    Claimed,
+    DropSchedule,
+    FireSlot,
+    JobSpec,
+    Page,
+    PutSchedule,
+    Step,
+    StepReply,
+    Store,
+    Sweep,
+    SweepReply,
+)
+
+pytestmark = pytest.mark.redis
+
+
+class Fitted:
+    """A store behind which calls are fitted; both stores get the same ones."""
+
+    def __init__(self, store: Store, prefix: str = "") -> None:
+        self._store = store
+        self._named = 0
+        self._child = re.compile(rf"^child {re.escape(prefix)}:([^:@]+)(?:@[^:]*)?:") if prefix else None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    def _spec(self, spec: JobSpec) -> JobSpec:
+        id = spec.id
+        if id is None:
+            self._named += 1
+            id = f"x{self._named}"
+        return replace(spec, id=id, tags=spec.tags[:1])
+
+    def _plain(self, record: JobRecord | None) -> Any:
+        if record is None or record.deferred is None or self._child is None:
+            return record
+        return record._replace(deferred=self._child.sub(r"child \1:", record.deferred))
+
+    async def add(self, specs: Sequence[JobSpec]) -> list[Added]:
+        return await self._store.add([self._spec(spec) for spec in specs])
+
+    async def step(self, req: Step) -> StepReply:
+        reply = await self._store.step(replace(req, tags=req.tags[:1]))
+        return replace(reply, jobs=[Claimed(self._plain(job.record), job.held) for job in reply.jobs])
+
+    async def sweep(self, req: Sweep) -> SweepReply:
+        return await self._store.sweep(replace(req, interval_ms=1_000))
+
+    async def get(self, queue: str, ids: Sequence[str]) -> list[JobRecord | None]:
+        return [self._plain(record) for record in await self._store.get(queue, ids)]
+
+    async def page(self, queue: str, states: Any, **options: Any) -> Page[JobRecord]:
+        page = await self._store.page(queue, states, **options)
+        return Page([self._plain(record) for record in page.items], page.total)
+
+    async def schedule(self, queue: str, changes: Sequence[PutSchedule | FireSlot | DropSchedule]) -> list[bool]:
+        fitted = [one if isinstance(one, DropSchedule) else replace(one, job=self._spec(one.job)) for one in changes]
+        return await self._store.schedule(queue, fitted)
+
+
+class Fleet(Common):
+    """Memory and Redis."""
+
+    def reference(self) -> Store:
+        return Fitted(super().reference())  # type: ignore[return-value]
+
+    def tested(self) -> Store:
+        from workers_module.store.redis.store import RedisStore
+
+        url, prefix = shared_redis()
+        prefix = f"{prefix}-{uuid4().hex[:12]}"
+        return Fitted(RedisStore(url, prefix=prefix, clock=self.clock), prefix)  # type: ignore[return-value]
+
+
+Fleet.TestCase.settings = Common.TestCase.settings
+TestRedisIsLikeMemory = Fleet.TestCase
