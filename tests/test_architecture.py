@@ -29,7 +29,7 @@ class TestPublicNames:
     def test_are_those_the_stub_tells_type_checkers(self) -> None:
         stub = ast.parse((ROOT / "src/workers_module/__init__.pyi").read_text(encoding="utf-8"))
         homes = {
-            name.asname: f"{node.module}.{name.name}"
+            name.name: f"{node.module}.{name.name}"
             for node in stub.body
             if isinstance(node, ast.ImportFrom)
             for name in node.names

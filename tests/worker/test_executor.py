@@ -4,9 +4,9 @@ import asyncio
 import json
 import logging
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any
+from typing import Any, cast
 
 import anyio
 import anyio.from_thread
@@ -54,18 +54,21 @@ def handler(
     scope: Callable[[Job[Any], JobContext], AbstractAsyncContextManager[Call]] | None = None,
     **options: Any,
 ) -> Handler:
-    kind = JobKind(queue="mail", name="send", payload=payload, result=result, options=JobOptions(**options))
+    kind = JobKind(queue="mail", name="send", payload=payload, result=result, options=cast("JobOptions", options))
     spec = HandlerSpec(kind=kind, label="P.send", worker="mail", target=call, is_async=is_async)
     return Handler(spec=spec, static=call if scope is None else None, opening=scope)
 
 
 def executor(store: MemoryStore, *listeners: Listener, **settings: Any) -> Executor:
-    backoffs = {"mine": lambda attempt, error, job: f"{attempt * 7}s"}
-    return Executor(store, hooks=Hooks(listeners), settings=ExecutorSettings(**settings), backoffs=backoffs)
+    return Executor(store, hooks=Hooks(listeners), settings=ExecutorSettings(**settings), backoffs={"mine": sevenfold})
+
+
+def sevenfold(attempt: int, error: Exception, job: Job[Any]) -> str:
+    return f"{attempt * 7}s"
 
 
 async def claim(store: MemoryStore, data: object = None, *, attempts: int = 1, **options: Any) -> Claimed:
-    opts = write_options(JobOptions(attempts=attempts, **options))
+    opts = write_options(cast("JobOptions", {"attempts": attempts, **options}))
     spec = JobSpec(queue="mail", name="send", data=json.dumps(data).encode(), opts=opts, max_attempts=attempts)
     await store.add([spec])
     reply = await store.step(Step(queue="mail", worker="w", token=Token("t"), take=1))
@@ -304,7 +307,7 @@ class TestScopes:
         self, store: MemoryStore
     ) -> None:
         @asynccontextmanager
-        async def scope(job: Job[Any], context: JobContext) -> AsyncIterator[Call]:
+        async def scope(job: Job[Any], context: JobContext) -> AsyncGenerator[Call]:
             async def send(job: Job[Any], context: JobContext) -> int:
                 return 1
 
@@ -336,7 +339,7 @@ class TestScopes:
         closed: list[int] = []
 
         @asynccontextmanager
-        async def scope(job: Job[Any], context: JobContext) -> AsyncIterator[Call]:
+        async def scope(job: Job[Any], context: JobContext) -> AsyncGenerator[Call]:
             async def send(job: Job[Any], context: JobContext) -> None:
                 await anyio.sleep_forever()
 

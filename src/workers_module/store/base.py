@@ -840,7 +840,7 @@ class Store(Protocol):
         ...
 
     async def configure(self, queue: str, patch: QueuePatch | None = None, *, now: int | None = None) -> QueueSettings:
-        """Change a queue's settings and return them as they are then; ``paused`` and ``resumed`` are told on a change."""
+        """Change a queue's settings and return them as they are then; ``paused`` and ``resumed`` tell of a change."""
         ...
 
     async def obliterate(self, queue: str, *, force: bool = False, limit: int = 1_000) -> bool:

@@ -1,8 +1,9 @@
 """P01 for Redis: the calls of `tests.store.test_property`, fitted to what BullMQ leaves open.
 
 * Ids are always given: BullMQ's counter counts every attempt, also one with an id of its own.
-* A job has at most one tag, and a worker claims by one: BullMQ keeps no order among queues, and events of several streams that
-  fall on one millisecond have none (the suite tests jobs with several tags).
+* All jobs have the same tags, in one of two runs none, and so has every worker: events of several streams that fall on one
+  millisecond have no order (the suite tests jobs of several sets of tags side by side).
+* A claim is asked after again only while its leases hold: the token of a lapsed one is gone with its key (reliability §3.7).
 * A queue is swept at one interval: the mark of the last sweep lasts as long as that one asked for.
 * Children are named by their keys in the reason of a parent that fails for them.
 """
@@ -10,13 +11,16 @@
 import re
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 from uuid import uuid4
 
 import pytest
+from hypothesis import strategies as st
+from hypothesis.stateful import precondition, rule
 
 from tests.servers import shared_redis
 from tests.store.test_property import Fleet as Common
+from tests.store.test_property import picks
 from workers_module.job.record import JobRecord
 from workers_module.store.base import (
     Added,
@@ -39,8 +43,9 @@ pytestmark = pytest.mark.redis
 class Fitted:
     """A store behind which calls are fitted; both stores get the same ones."""
 
-    def __init__(self, store: Store, prefix: str = "") -> None:
+    def __init__(self, store: Store, tags: tuple[str, ...], prefix: str = "") -> None:
         self._store = store
+        self._tags = tags
         self._named = 0
         self._child = re.compile(rf"^child {re.escape(prefix)}:([^:@]+)(?:@[^:]*)?:") if prefix else None
 
@@ -52,7 +57,7 @@ class Fitted:
         if id is None:
             self._named += 1
             id = f"x{self._named}"
-        return replace(spec, id=id, tags=spec.tags[:1])
+        return replace(spec, id=id, tags=self._tags)
 
     def _plain(self, record: JobRecord | None) -> Any:
         if record is None or record.deferred is None or self._child is None:
@@ -63,7 +68,7 @@ class Fitted:
         return await self._store.add([self._spec(spec) for spec in specs])
 
     async def step(self, req: Step) -> StepReply:
-        reply = await self._store.step(replace(req, tags=req.tags[:1]))
+        reply = await self._store.step(replace(req, tags=self._tags))
         return replace(reply, jobs=[Claimed(self._plain(job.record), job.held) for job in reply.jobs])
 
     async def sweep(self, req: Sweep) -> SweepReply:
@@ -84,16 +89,41 @@ class Fitted:
 class Fleet(Common):
     """Memory and Redis."""
 
+    tags: ClassVar[tuple[str, ...]] = ()
+
     def reference(self) -> Store:
-        return Fitted(super().reference())  # type: ignore[return-value]
+        return Fitted(super().reference(), self.tags)  # type: ignore[return-value]
 
     def tested(self) -> Store:
         from workers_module.store.redis.store import RedisStore
 
         url, prefix = shared_redis()
         prefix = f"{prefix}-{uuid4().hex[:12]}"
-        return Fitted(RedisStore(url, prefix=prefix, clock=self.clock), prefix)  # type: ignore[return-value]
+        return Fitted(RedisStore(url, prefix=prefix, clock=self.clock), self.tags, prefix)  # type: ignore[return-value]
+
+
+    @precondition(lambda self: self.steps)
+    @rule(pick=picks, take=st.integers(0, 3))
+    def resume(self, pick: int, take: int) -> None:
+        req = self.steps[pick % len(self.steps)]
+        ledger = self.stores[0]._ledger  # type: ignore[attr-defined]
+        shelf = ledger.find(req.queue)
+        held = [] if shelf is None else [job for job in shelf.active.values() if job.token == req.token]
+        if all(job.lease > self.clock.now_ms() for job in held):
+            super().resume(pick, take)
+
+
+class TaggedFleet(Fleet):
+    """The same, where all is done by jobs with tags."""
+
+    tags = ("eu", "gpu")
+
+    async def events(self, store: Store) -> dict[str, Any]:
+        heard = await super().events(store)
+        return {queue: ([one for one in all if one[1]], [one for one in all if not one[1]]) for queue, all in heard.items()}
 
 
 Fleet.TestCase.settings = Common.TestCase.settings
+TaggedFleet.TestCase.settings = Common.TestCase.settings
 TestRedisIsLikeMemory = Fleet.TestCase
+TestRedisIsLikeMemoryWithTags = TaggedFleet.TestCase

@@ -36,7 +36,7 @@ from workers_module.store.base import (
 from workers_module.store.sqlite import adding, changing, queries, registry, schedules, stepping, sweeping
 from workers_module.store.sqlite.connect import Connection
 from workers_module.store.sqlite.schema import prepare
-from workers_module.store.sqlite.work import Many, Plan, Statement, Tagsets, Work
+from workers_module.store.sqlite.work import Ledger, Many, Plan, Statement, Tagsets, Work
 
 pytestmark = pytest.mark.sqlite
 
@@ -70,10 +70,11 @@ class Recorder:
             return end.value
 
     def do(self, plan: Callable[[Work], Plan[Any]], now: int = NOW) -> Any:
-        work = Work(now, self.tagsets)
+        ledger = Ledger()
+        work = Work(now, self.tagsets, ledger)
         self.connection.begin("IMMEDIATE")
         result = self.connection.run(self.watched(plan(work)))
-        self.connection.run(self.watched(work.flush()))
+        self.connection.run(self.watched(ledger.flush()))
         self.connection.raw.execute("COMMIT")
         return result
 

@@ -96,7 +96,7 @@ class Follower:
 
     def _take(self, found: Sequence[Any]) -> list[Event]:
         events: list[Event] = []
-        merged: list[tuple[tuple[int, int], int, Event]] = []
+        merged: list[tuple[tuple[int, bool, int], Event]] = []
         for tags, last, gap, entries in found:
             self._cursor[_text(tags)] = _text(last)
             if gap:
@@ -104,9 +104,11 @@ class Follower:
             for id, flat in entries:
                 event = _event(flat)
                 if not event.type.startswith(_OWN):
-                    merged.append((_order(id), len(merged), event))
-        merged.sort(key=lambda one: one[:2])
-        events.extend(event for _, _, event in merged)
+                    ms, number = _order(id)
+                    # Within a millisecond, what is told of the whole queue (drained, …) follows what is told of its jobs.
+                    merged.append(((ms, not tags, number), event))
+        merged.sort(key=lambda one: one[0])
+        events.extend(event for _, event in merged)
         return events
 
     async def _sleep(self) -> None:

@@ -145,15 +145,9 @@ class _Batch:
         return show_state(state, priority)
 
 
-def numbers(count: int) -> Plan[int]:
-    """Return the first of so many numbers no job ever had."""
-    rows = yield "SELECT seq FROM sqlite_sequence WHERE name = 'wm_job'", ()
-    return (rows[0][0] if rows else 0) + 1 if count else 0
-
-
 def insert(work: Work, queue: Queue, spec: JobSpec, id_: str) -> Plan[JobState]:
     """Store one job that has neither parent nor children, under an id that is free."""
-    n = yield from numbers(1)
+    n = yield from work.ledger.numbers(1)
     note_id(queue, id_)
     tagset = yield from work.tagsets.number(queue, spec.tags)
     batch = _Batch(work)
@@ -183,7 +177,7 @@ def add(work: Work, specs: Sequence[JobSpec]) -> Plan[list[Added]]:
     for spec in specs:
         if spec.queue not in queues:
             queues[spec.queue] = yield from work.make(spec.queue)
-    base = yield from numbers(len(specs))
+    base = yield from work.ledger.numbers(len(specs))
     stored = yield from _stored(specs, queues)
     if parents or any(spec.parent is not None for spec in specs):
         yield from _check_parents(work, specs, stored)

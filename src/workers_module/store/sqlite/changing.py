@@ -63,6 +63,7 @@ from workers_module.store.sqlite.work import (
     Queue,
     Row,
     Work,
+    trim_events,
 )
 
 # --- patches ----------------------------------------------------------------------------------------------------------
@@ -321,7 +322,7 @@ def configure(work: Work, name: str, patch: QueuePatch | None) -> Plan[QueueSett
         work.hint(queue, queue.ready)
     if patch.event_cap is not None:
         queue.event_cap = patch.event_cap
-        yield from work.trim_events(queue)
+        yield from trim_events(queue)
     if patch.limit_for_ms is not None:
         queue.rate_used = MANUAL
         queue.rate_until = work.now + patch.limit_for_ms
@@ -400,7 +401,7 @@ def restore(work: Work, records: Sequence[JobRecord], on_conflict: Literal["skip
         ids = [record.id for record in records if record.queue == name]
         known[name] = set() if queue is None else set((yield from heads_by_id(queue.q, ids)))
     written: list[tuple[int, JobRecord]] = []
-    n = yield from adding.numbers(len(records))
+    n = yield from work.ledger.numbers(len(records))
     rows: list[Row] = []
     for record in records:
         if record.id in known[record.queue]:

@@ -61,7 +61,7 @@ from workers_module.store.sqlite.faults import translate
 from workers_module.store.sqlite.foreign import run_inside
 from workers_module.store.sqlite.gate import Gate
 from workers_module.store.sqlite.schema import prepare
-from workers_module.store.sqlite.work import Plan, Tagsets, Work
+from workers_module.store.sqlite.work import Ledger, Plan, Tagsets, Work
 from workers_module.store.sqlite.writer import Lane, MakePlan, Served
 
 T = TypeVar("T")
@@ -302,11 +302,12 @@ class SqliteStore:
         if tx is None:
             return await self._write(lambda work: adding.add(work, specs), now)
         self._check()
-        work = Work(self._clock.now_ms() if now is None else now, Tagsets())
+        ledger = Ledger()
+        work = Work(self._clock.now_ms() if now is None else now, Tagsets(), ledger)
 
         def plan() -> Plan[list[Added]]:
             added = yield from adding.add(work, specs)
-            yield from work.flush()
+            yield from ledger.flush()
             return added
 
         return await run_inside(tx, plan, prefix=self._prefix, path=self._path)
@@ -521,7 +522,7 @@ class SqliteRenewer:
         gate.enter()
         try:
             connection.begin("IMMEDIATE")
-            work = Work(self._clock.now_ms(), Tagsets())
+            work = Work(self._clock.now_ms(), Tagsets(), Ledger())
             reply = connection.run(stepping.renew(work, queue, held, lease_ms))
             connection.raw.execute("COMMIT")
         except BaseException:

@@ -17,6 +17,7 @@ from workers_module.store.sqlite.work import (
     Plan,
     Queue,
     Work,
+    trim_events,
 )
 
 _BUDGET: Final = 0.05
@@ -48,7 +49,7 @@ def sweep(work: Work, req: Sweep) -> Plan[SweepReply]:
             yield from _expire(work, queue, state, age, stop)
     yield "DELETE FROM wm_lock WHERE until <= ?", (work.now,)
     if queue.event_last > queue.event_cap:
-        yield from work.trim_events(queue)
+        yield from trim_events(queue)
     more = time.monotonic() >= stop
     idle = yield from _idle(queue)
     queue.swept = -1 if more else work.now

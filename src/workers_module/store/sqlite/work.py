@@ -63,6 +63,7 @@ _SELECT_QUEUE_BY_NUMBER: Final = f"SELECT {_QUEUE_COLUMNS} FROM wm_queue WHERE q
 _UPDATE_QUEUE: Final = f"UPDATE wm_queue SET {', '.join(f'{name} = ?' for name in _WRITTEN)} WHERE q = ?"
 _INSERT_QUEUE: Final = "INSERT INTO wm_queue (name, event_cap) VALUES (?, ?)"
 _INSERT_EVENT: Final = "INSERT INTO wm_event (q, last, size, body) VALUES (?, ?, ?, ?)"
+_EVENTS_A_ROW: Final = 1_000
 _TRIM_EVENTS: Final = "DELETE FROM wm_event WHERE q = ? AND last <= ?"
 
 
@@ -111,6 +112,11 @@ class Queue:
     stored: Row
 
     def __init__(self, row: Row) -> None:
+        self._set(row)
+        self.events = []
+        self.stored = row[2:]
+
+    def _set(self, row: Row) -> None:
         (
             self.q,
             self.name,
@@ -131,8 +137,6 @@ class Queue:
             *tally,
         ) = row
         self.tally = [0, *tally]
-        self.events = []
-        self.stored = row[2:]
 
     @property
     def ready(self) -> int:
@@ -152,6 +156,13 @@ class Queue:
     def count(self, state: int, priority: int, by: int) -> None:
         """Change the number of jobs in a state."""
         self.tally[PRIORITIZED if state == READY and priority > 0 else state] += by
+
+    def restore(self, values: Row, events: int) -> None:
+        """Go back to earlier values, and to so many events."""
+        stored = self.stored
+        self._set((self.q, self.name, *values))
+        self.stored = stored
+        del self.events[events:]
 
     def values(self) -> Row:
         """Return what is to be written, in the order of the columns."""
@@ -213,17 +224,87 @@ class Tagsets:
         return queue.tagsets
 
 
-class Work:
-    """One call: its instant, the queues it has read, and the hints to be given when it is committed."""
+class Ledger:
+    """The rows of queues as one transaction sees and changes them: read once, and written once at its end."""
 
-    __slots__ = ("_by_number", "_queues", "hints", "now", "tagsets")
+    __slots__ = ("_by_number", "_queues", "_taken")
 
-    def __init__(self, now: int, tagsets: Tagsets) -> None:
-        self.now = now
-        self.tagsets = tagsets
-        self.hints: dict[str, int] = {}
+    def __init__(self) -> None:
         self._queues: dict[str, Queue] = {}
         self._by_number: dict[int, Queue] = {}
+        self._taken: int | None = None
+
+    def named(self, name: str) -> Queue | None:
+        """Return a queue that was read before."""
+        return self._queues.get(name)
+
+    def numbered(self, q: int) -> Queue | None:
+        """Return a queue that was read before."""
+        return self._by_number.get(q)
+
+    def keep(self, row: Row) -> Queue:
+        """Take in a queue that was just read."""
+        queue = Queue(row)
+        self._queues[queue.name] = queue
+        self._by_number[queue.q] = queue
+        return queue
+
+    def drop(self, queue: Queue) -> None:
+        """Forget a queue: what was read may not be true any more."""
+        del self._queues[queue.name], self._by_number[queue.q]
+
+    def numbers(self, count: int) -> Plan[int]:
+        """Return the first of so many numbers no job ever had."""
+        if self._taken is None:
+            rows = yield "SELECT seq FROM sqlite_sequence WHERE name = 'wm_job'", ()
+            self._taken = rows[0][0] if rows else 0
+        first = self._taken + 1
+        self._taken += count
+        return first
+
+    def flush(self) -> Plan[list[str]]:
+        """Write the events and the changed rows; the queues that have new events."""
+        told: list[str] = []
+        for queue in self._queues.values():
+            if queue.events:
+                yield from _write_events(queue)
+                told.append(queue.name)
+            values = queue.values()
+            if values != queue.stored:
+                yield _UPDATE_QUEUE, (*values, queue.q)
+                queue.stored = values
+        return told
+
+
+def _write_events(queue: Queue) -> Plan[None]:
+    before = queue.event_last
+    for piece in chunks(queue.events, _EVENTS_A_ROW):
+        queue.event_last += len(piece)
+        yield _INSERT_EVENT, (queue.q, queue.event_last, len(piece), dump_events(piece))
+    queue.events = []
+    # Trimming at each call would cost a look into the table each time; a tenth over the cap does no harm.
+    stride = max(1, min(1_000, queue.event_cap // 10))
+    if before // stride != queue.event_last // stride and queue.event_last > queue.event_cap:
+        yield from trim_events(queue)
+
+
+def trim_events(queue: Queue) -> Plan[None]:
+    """Delete the rows whose events all lie outside the cap."""
+    yield _TRIM_EVENTS, (queue.q, queue.event_last - queue.event_cap)
+
+
+class Work:
+    """One call: its instant, the queues it touches, and the hints to be given when it is committed."""
+
+    __slots__ = ("_before", "hints", "ledger", "now", "tagsets")
+
+    def __init__(self, now: int, tagsets: Tagsets, ledger: Ledger) -> None:
+        self.now = now
+        self.tagsets = tagsets
+        self.ledger = ledger
+        self.hints: dict[str, int] = {}
+        self._before: dict[Queue, tuple[Row, int] | None] = {}
+        """The queues touched, as they were before; None for those this call has read first."""
 
     def hint(self, queue: Queue, jobs: int) -> None:
         """Say that so many jobs of a queue became ready; where jobs have tags, any waiter may be the right one."""
@@ -232,13 +313,11 @@ class Work:
 
     def find(self, name: str) -> Plan[Queue | None]:
         """Return a queue's row, if there is one."""
-        queue = self._queues.get(name)
-        if queue is None:
-            rows = yield _SELECT_QUEUE, (name,)
-            if not rows:
-                return None
-            queue = self._keep(rows[0])
-        return queue
+        queue = self.ledger.named(name)
+        if queue is not None:
+            return self._known(queue)
+        rows = yield _SELECT_QUEUE, (name,)
+        return self._new(rows[0]) if rows else None
 
     def make(self, name: str) -> Plan[Queue]:
         """Return a queue's row; a queue that is not there is made, one that was obliterated comes back."""
@@ -246,50 +325,36 @@ class Work:
         if queue is None:
             yield _INSERT_QUEUE, (name, MAX_EVENTS)
             rows = yield _SELECT_QUEUE, (name,)
-            queue = self._keep(rows[0])
+            queue = self._new(rows[0])
         queue.gone = 0
         return queue
 
     def numbered(self, q: int) -> Plan[Queue]:
         """Return the row of a queue that is known to exist."""
-        queue = self._by_number.get(q)
-        if queue is None:
-            rows = yield _SELECT_QUEUE_BY_NUMBER, (q,)
-            queue = self._keep(rows[0])
+        queue = self.ledger.numbered(q)
+        if queue is not None:
+            return self._known(queue)
+        rows = yield _SELECT_QUEUE_BY_NUMBER, (q,)
+        return self._new(rows[0])
+
+    def _known(self, queue: Queue) -> Queue:
+        if queue not in self._before:
+            self._before[queue] = queue.values(), len(queue.events)
         return queue
 
-    def _keep(self, row: Row) -> Queue:
-        queue = Queue(row)
-        self._queues[queue.name] = queue
-        self._by_number[queue.q] = queue
+    def _new(self, row: Row) -> Queue:
+        queue = self.ledger.keep(row)
+        self._before[queue] = None
         return queue
 
-    def flush(self) -> Plan[None]:
-        """Write the events and the changed rows of all queues touched; the last thing a call does."""
-        for queue in self._queues.values():
-            if queue.events:
-                yield from self._write_events(queue)
-            values = queue.values()
-            if values != queue.stored:
-                yield _UPDATE_QUEUE, (*values, queue.q)
-                queue.stored = values
-
-    def _write_events(self, queue: Queue) -> Plan[None]:
-        size = len(queue.events)
-        before = queue.event_last
-        queue.event_last += size
-        yield _INSERT_EVENT, (queue.q, queue.event_last, size, dump_events(queue.events))
-        queue.events = []
-        # Trimming at each call would cost a look into the table each time; a tenth over the cap does no harm.
-        stride = max(1, min(1_000, queue.event_cap // 10))
-        if before // stride != queue.event_last // stride and queue.event_last > queue.event_cap:
-            yield from self.trim_events(queue)
-        self.hints.setdefault(queue.name, 0)
-
-    @staticmethod
-    def trim_events(queue: Queue) -> Plan[None]:
-        """Delete the rows whose events all lie outside the cap."""
-        yield _TRIM_EVENTS, (queue.q, queue.event_last - queue.event_cap)
+    def undo(self) -> None:
+        """Leave the ledger as this call found it."""
+        for queue, before in self._before.items():
+            if before is None:
+                self.ledger.drop(queue)
+            else:
+                queue.restore(*before)
+        self.hints.clear()
 
 
 def marks(number: int) -> str:

@@ -10,6 +10,7 @@ import sqlite3
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from copy import copy
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple, TypeVar
 
@@ -18,7 +19,7 @@ from workers_module.errors import StoreUnavailableError, WorkersError
 from workers_module.store.sqlite.connect import Connection
 from workers_module.store.sqlite.faults import translate
 from workers_module.store.sqlite.gate import Gate
-from workers_module.store.sqlite.work import Plan, Tagsets, Work
+from workers_module.store.sqlite.work import Ledger, Plan, Tagsets, Work
 
 T = TypeVar("T")
 
@@ -80,6 +81,7 @@ class Lane:
         self._loop = asyncio.get_running_loop()
         self._calls: queue.SimpleQueue[Call | None] = queue.SimpleQueue()
         self._version = connection.version()
+        self._foreign = False
         self._stopped: asyncio.Future[None] = self._loop.create_future()
         self._closing = False
         self._thread = threading.Thread(target=self._run, name=f"workers-sqlite-{name}", daemon=True)
@@ -149,28 +151,37 @@ class Lane:
     def _serve(self, calls: list[Call]) -> Served:
         results: list[tuple[Call, bool, Any]] = []
         hints: dict[str, int] = {}
-        foreign = False
         live = [call for call in calls if not call.future.cancelled()]
         planned = [call for call in live if call.plan is not None]
         try:
-            foreign = self._transact(planned, results, hints) if planned else self._changed()
+            if planned:
+                self._transact(planned, results, hints)
+            else:
+                self._look()
         except Exception as error:
-            results = [(call, False, self._told(error)) for call in planned]
+            # Each its own error: an exception that several tasks raise gathers all their tracebacks.
+            results = [(call, False, copy(self._told(error))) for call in planned]
             hints = {}
         results += [(call, True, None) for call in live if call.plan is None]
+        foreign, self._foreign = self._foreign, False
         return Served(results, hints, foreign)
 
-    def _transact(self, calls: list[Call], results: list[tuple[Call, bool, Any]], hints: dict[str, int]) -> bool:
+    def _transact(self, calls: list[Call], results: list[tuple[Call, bool, Any]], hints: dict[str, int]) -> None:
         connection = self._connection
         if self._gate is not None:
             self._gate.enter()
         try:
             connection.begin(self._begin)
-            foreign = self._changed() if self._writes else False
+            if self._writes:
+                self._look()
             alone = len(calls) == 1 or not self._writes
+            ledger = Ledger()
             for call in calls:
-                self._one(call, results, hints, alone=alone)
+                self._one(call, ledger, results, hints, alone=alone)
             if connection.raw.in_transaction:
+                if self._writes:
+                    for told in connection.run(ledger.flush()):
+                        hints.setdefault(told, 0)
                 connection.raw.execute("COMMIT")
                 self.transactions += 1
         except BaseException:
@@ -181,21 +192,27 @@ class Lane:
         finally:
             if self._gate is not None:
                 self._gate.leave()
-        return foreign
 
-    def _one(self, call: Call, results: list[tuple[Call, bool, Any]], hints: dict[str, int], *, alone: bool) -> None:
+    def _one(
+        self,
+        call: Call,
+        ledger: Ledger,
+        results: list[tuple[Call, bool, Any]],
+        hints: dict[str, int],
+        *,
+        alone: bool,
+    ) -> None:
         connection = self._connection
         execute = connection.raw.execute
         if not alone:
             execute("SAVEPOINT wm_call")
         assert call.plan is not None
-        work = Work(self._clock.now_ms() if call.now is None else call.now, self._tagsets)
+        work = Work(self._clock.now_ms() if call.now is None else call.now, self._tagsets, ledger)
         try:
             result = connection.run(call.plan(work))
-            if self._writes:
-                connection.run(work.flush())
         except Exception as error:
             self._tagsets.clear()
+            work.undo()
             if self._writes and not connection.raw.in_transaction:
                 # SQLite has undone everything, that of the calls before as well.
                 raise
@@ -214,11 +231,12 @@ class Lane:
         for name, jobs in work.hints.items():
             hints[name] = hints.get(name, 0) + jobs
 
-    def _changed(self) -> bool:
+    def _look(self) -> None:
+        """Note whether others have written since the last look; said with the next results, even if a commit fails."""
         version = self._connection.version()
-        changed = version != self._version
-        self._version = version
-        return changed
+        if version != self._version:
+            self._version = version
+            self._foreign = True
 
     def _told(self, error: Exception) -> Exception:
         if isinstance(error, sqlite3.Error):

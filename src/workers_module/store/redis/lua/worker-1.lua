@@ -20,7 +20,10 @@ else
 end
 local id = ARGV[3]
 if ARGV[2] == 'order' then
-  call('HSET', KEYS[1], 'o:' .. id, ARGV[4])
+  -- An order for a worker unknown here is lost.
+  if call('HEXISTS', KEYS[1], 'w:' .. id) == 1 then
+    call('HSET', KEYS[1], 'o:' .. id, ARGV[4])
+  end
   return ''
 end
 local all = call('HGETALL', KEYS[1])
