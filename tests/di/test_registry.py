@@ -670,7 +670,7 @@ async def test_a_listener_may_ask_for_the_context_of_the_job(build: Build) -> No
 
     registry = await merged(build, Metrics)
     context: Any = object.__new__(JobContext)
-    told = WorkerEvent(name="completed", queue="q", job=Job(Job.fake(1).record, 1, context))
+    told = WorkerEvent(name="completed", queue="q", job=Job.fake(1), context=context)
     await registry.listeners[0].call(told)
 
     assert seen == [context]

@@ -9,6 +9,7 @@ import pytest
 from tests.store.conftest import Opener
 from tests.store.helpers import (
     LEASE,
+    Later,
     Q,
     add,
     claim,
@@ -52,6 +53,11 @@ async def test_open_tells_what_it_found(store: Store, request: pytest.FixtureReq
     assert info.version
     assert info.place
     assert all(warning.strip() for warning in info.warnings)
+
+
+async def test_a_store_tells_the_time_it_judges_by(store: Store, other: Store, later: Later) -> None:
+    now = later(1_234)
+    assert [await store.now(), await other.now()] == [now, now]
 
 
 async def test_two_clients_find_the_same(store: Store, other: Store) -> None:

@@ -225,10 +225,10 @@ class Fleet(RuleBasedStateMachine):
         return [] if one is None or two is None else [one, two]
 
     def held(self, pick: int, which: str, store: Store) -> tuple[str, Held]:
-        """Return an earlier claim as its holder, or a stranger, names it."""
+        """Return an earlier claim as its holder names it, or as a stranger would, whose run never was."""
         queue, claimed = self.claims[pick % len(self.claims)]
         held = claimed[self.stores.index(store)].held
-        return queue, held if which == "own" else held._replace(token=Token("stranger"), fence=held.fence + 1)
+        return queue, held if which == "own" else held._replace(token=Token("stranger"), fence=held.fence + 1_000)
 
     # --- producing
 

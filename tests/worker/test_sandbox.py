@@ -65,6 +65,10 @@ from workers_module.module import WorkersModule
 from workers_module.worker.context import JobContext
 
 
+# A thread left behind closes its application when the test's directory is no longer the current one.
+GROUND = Path(__file__).parent
+
+
 class Seed(str):
     """Of one attempt."""
 
@@ -77,12 +81,12 @@ class Things(Provider):
     @provide(scope=Scope.APP)
     async def barn(self) -> AsyncIterator[Barn]:
         yield Barn("red")
-        Path("barn-closed").write_text(str(os.getpid()))
+        GROUND.joinpath("barn-closed").write_text(str(os.getpid()))
 
     @provide(scope=Scope.REQUEST)
     async def seed(self) -> AsyncIterator[Seed]:
         yield Seed("wheat")
-        Path("seed-closed").write_text(str(os.getpid()))
+        GROUND.joinpath("seed-closed").write_text(str(os.getpid()))
 
 
 @processor("farm")

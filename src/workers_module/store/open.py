@@ -27,6 +27,7 @@ SCHEMES: Final[Mapping[str, StoreKind]] = MappingProxyType(
 """URL scheme to the kind of store behind it."""
 
 _EXAMPLES: Final = "memory://, sqlite:///jobs.db, redis://host:6379/0 or postgresql://host/database"
+_HAS: Final = "memory://, sqlite:///jobs.db and redis://host:6379/0"
 _SQLITE_MODES: Final = {"rwc": True, "rw": False}
 
 
@@ -54,7 +55,8 @@ def open_store(
     * ``memory://`` or None: jobs in this process; ``memory://name`` gives the store a name for people.
     * ``sqlite:///jobs.db`` (relative to the working directory), ``sqlite:////var/lib/jobs.db`` (absolute);
       ``?mode=rw`` makes no file that is not there, ``?prefix=wm_`` is what the names of its tables begin with.
-    * ``redis://``, ``rediss://``, ``unix://``, ``postgres://``, ``postgresql://``: not in this version.
+    * ``redis://host:6379/0``, ``rediss://`` (over TLS), ``unix:///run/redis.sock``: BullMQ's layout; parameters are redis-py's.
+    * ``postgres://``, ``postgresql://``: not in this version.
 
     Args:
         url: Where the jobs are.
@@ -88,8 +90,10 @@ def open_store(
             return _memory(_split(url), wish)
         case StoreKind.SQLITE:
             return _sqlite(_split(url), wish)
-        case StoreKind.REDIS | StoreKind.POSTGRES:
-            raise ConfigurationError(f"this version has no {named} store; it has memory:// and sqlite:///jobs.db")
+        case StoreKind.REDIS:
+            return _redis(url, wish)
+        case StoreKind.POSTGRES:
+            raise ConfigurationError(f"this version has no {named} store; it has {_HAS}")
         case _:
             assert_never(named)
 
@@ -139,3 +143,9 @@ def _sqlite(parts: SplitResult, wish: _Wish) -> Store:
         synchronous=wish.synchronous,
         migrate=wish.migrate,
     )
+
+
+def _redis(url: str, wish: _Wish) -> Store:
+    from workers_module.store.redis.store import RedisStore  # noqa: PLC0415 - as above
+
+    return RedisStore(url, prefix=wish.prefix, clock=wish.clock)

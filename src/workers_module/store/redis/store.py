@@ -371,7 +371,8 @@ class RedisStore:
             self._warn_once(version.decode())
         claimed: list[Claimed] = []
         queue, token, keys = req.queue, req.token, self._keys
-        for tags, id, start, flat in jobs:
+        for job in jobs:
+            tags, id, start, *flat = _unpack(job)
             name = id.decode()
             started = Started(int(start), instant, req.worker) if start else None
             record = read_record(keys, queue, name, tags, _ACTIVE, flat, started=started)
@@ -956,6 +957,18 @@ def _write_outcome(args: list[Argument], settle: Settle) -> None:
             args += ("w", id, token, fence, child or "", "1" if child is None else "")
         case _:
             assert_never(outcome)
+
+
+def _unpack(text: bytes) -> list[bytes]:
+    """Return the pieces of a text as ``step-2.lua`` joins them."""
+    head, _, _ = text.partition(b"\n")
+    start = len(head) + 1
+    pieces: list[bytes] = []
+    for length in map(int, head.split(b",")):
+        end = start + length
+        pieces.append(text[start:end])
+        start = end
+    return pieces
 
 
 def _keep(keep: Keep | None) -> str:

@@ -232,7 +232,7 @@ class Ledger:
     def __init__(self) -> None:
         self._queues: dict[str, Queue] = {}
         self._by_number: dict[int, Queue] = {}
-        self._taken: int | None = None
+        self._taken = -1
 
     def named(self, name: str) -> Queue | None:
         """Return a queue that was read before."""
@@ -255,7 +255,7 @@ class Ledger:
 
     def numbers(self, count: int) -> Plan[int]:
         """Return the first of so many numbers no job ever had."""
-        if self._taken is None:
+        if self._taken < 0:
             rows = yield "SELECT seq FROM sqlite_sequence WHERE name = 'wm_job'", ()
             self._taken = rows[0][0] if rows else 0
         first = self._taken + 1

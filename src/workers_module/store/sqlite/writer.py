@@ -108,6 +108,8 @@ class Lane:
             self._closing = True
             self._calls.put(None)
         await asyncio.shield(self._stopped)
+        # That was the last thing the thread did.
+        self._thread.join()
 
     def _run(self) -> None:
         try:

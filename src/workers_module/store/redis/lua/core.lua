@@ -35,6 +35,8 @@ else
   now = tonumber(time[1]) * 1000 + floor(tonumber(time[2]) / 1000)
 end
 
+local NOW = int(now)
+
 local function expire(key, ms)
   if GIVEN then
     call('PEXPIREAT', key, int(now + ms + FAR))
@@ -301,16 +303,40 @@ local function put_delayed(p, id, due)
 end
 
 -- The same for sets scored by the plain millisecond: a fraction below one keeps the order within it.
-local function put_now(p, key, id)
+local function score_now(p, key)
   p.last = p.last or {}
   local score = p.last[key]
   if not score then
-    local last = call('ZREVRANGEBYSCORE', key, '(' .. int(now + 1), int(now), 'WITHSCORES', 'LIMIT', 0, 1)
+    local last = call('ZREVRANGEBYSCORE', key, '(' .. int(now + 1), NOW, 'WITHSCORES', 'LIMIT', 0, 1)
     score = last[2] and tonumber(last[2]) or now - 1 / 4096
   end
   score = min(score + 1 / 4096, now + 4095 / 4096)
   p.last[key] = score
-  call('ZADD', key, fmt('%.17g', score), id)
+  return fmt('%.17g', score)
+end
+
+local function put_now(p, key, id)
+  call('ZADD', key, score_now(p, key), id)
+end
+
+-- Completed jobs are entered together: when somebody looks, or at the end.
+local entered = {}
+
+local function enter(p, id)
+  local n = #entered
+  if n > 0 and entered.key ~= p.completed then
+    call('ZADD', entered.key, unpack(entered))
+    entered, n = {}, 0
+  end
+  entered.key = p.completed
+  entered[n + 1], entered[n + 2] = score_now(p, p.completed), id
+end
+
+local function enter_all()
+  if #entered > 0 then
+    call('ZADD', entered.key, unpack(entered))
+    entered = {}
+  end
 end
 
 local function promote(p, most)
@@ -352,6 +378,7 @@ end
 
 -- What is in no other collection waits: looking through the list would cost its length.
 local function state_of(p, id)
+  enter_all()
   if call('ZSCORE', p.completed, id) then
     return 'completed'
   elseif call('ZSCORE', p.failed, id) then
@@ -549,7 +576,7 @@ local function child_failed(key, parent_key, parent, reason)
   end
   local field = child_field(key)
   if policy == 'fpof' then
-    call('ZADD', parent_key .. ':unsuccessful', int(now), key)
+    call('ZADD', parent_key .. ':unsuccessful', NOW, key)
     local noted = call('HGET', parent_key, field) or int(call('HINCRBY', parent_key, 'wm:n', 1))
     call('HSET', parent_key, field, string.match(noted, '^%d*') .. ':' .. reason)
     local p, id = split(parent_key)
@@ -812,7 +839,7 @@ end
 -- Ends a job in failed, with all that hangs on it; it has left its place already.
 local function fail(p, id, h, reason, trace, attempts, prev)
   local key = p.k .. id
-  local fields = { 'failedReason', reason, 'finishedOn', int(now), 'atm', int(attempts) }
+  local fields = { 'failedReason', reason, 'finishedOn', NOW, 'atm', int(attempts) }
   if trace and trace ~= '' then
     fields[7], fields[8] = 'stacktrace', trace
   end
@@ -844,6 +871,7 @@ end
 
 -- Retention: removes the oldest of a queue's ended jobs that are too many (count) or ended at or before an instant.
 local function trim(b, state, count, before, limit)
+  enter_all()
   local all = every(b)
   local size, old = 0, 0
   for _, p in ipairs(all) do
@@ -875,12 +903,17 @@ local function trim(b, state, count, before, limit)
   end
   n = min(n, #chosen)
   local gone = {}
+  if #all == 1 then
+    call('ZREMRANGEBYRANK', b[state], 0, n - 1)
+  end
   for i = 1, n do
     local p, id = chosen[i][1], chosen[i][2]
     local j = p.k .. id
+    if #all > 1 then
+      call('ZREM', p[state], id)
+    end
     -- A completed child is on no list of pending ones.
     local parent_key = state == 'failed' and call('HGET', j, 'parentKey')
-    call('ZREM', p[state], id)
     if parent_key then
       child_gone(p, id, parent_key, false)
     end

@@ -218,6 +218,6 @@ end
 local kinds = {}
 for i, kind in ipairs({ 'completed', 'failed' }) do
   local key = base.k .. 'metrics:' .. kind
-  kinds[i] = { call('HGETALL', key), call('LRANGE', key .. ':data', 0, -1), int(now) }
+  kinds[i] = { call('HGETALL', key), call('LRANGE', key .. ':data', 0, -1), NOW }
 end
 return kinds

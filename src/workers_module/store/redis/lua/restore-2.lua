@@ -55,7 +55,7 @@ local function reunite(parent_key, child_key)
   if policy then
     call('SREM', parent_key .. ':dependencies', child_key)
     if policy == 'fpof' then
-      call('ZADD', parent_key .. ':unsuccessful', int(now), child_key)
+      call('ZADD', parent_key .. ':unsuccessful', NOW, child_key)
       local seq = call('HGET', parent_key, child_field(child_key))
       call('HSET', parent_key, child_field(child_key), seq .. ':' .. (h[3] or ''))
     else

@@ -18,7 +18,8 @@ ARGV[14…] each: kind, id, token, fence, and by kind:
 
 Returns   now, paused, wake_at or "", version of a foreign peer or "",
           codes: 0 ok, 1 missing, 2 already, 3 lease lost, 4 pending, 5 a child failed, 6 nothing pending
-          jobs: tags, id, start number, the hash as it was before this start
+          jobs: for each one text: lengths with commas between, a line end, and so long pieces: tags, id, start number or "",
+          and the fields and values of its hash as they were before this start
 ]]
 local OK, MISSING, ALREADY, LOST, PENDING, CHILD_FAILED, NOTHING = 0, 1, 2, 3, 4, 5, 6
 local TOKEN, WORKER, TAKE, LEASE = ARGV[4], ARGV[5], tonumber(ARGV[6]), tonumber(ARGV[7])
@@ -196,8 +197,8 @@ local function settle(at)
     if sub(keep, 1, 2) == '0:' then
       delete_keys(p, id)
     else
-      call('HSET', key, 'atm', int(attempts), 'returnvalue', result, 'finishedOn', int(now))
-      put_now(p, p.completed, id)
+      call('HSET', key, 'atm', int(attempts), 'returnvalue', result, 'finishedOn', NOW)
+      enter(p, id)
       retain(p, id, key, 'completed', keep)
     end
     return OK
@@ -237,7 +238,7 @@ local function count_ended(kind, n)
   end
   local since = tonumber(kept[1])
   if not since then
-    call('HSET', key, 'prevTS', int(now), 'prevCount', int(before))
+    call('HSET', key, 'prevTS', NOW, 'prevCount', int(before))
     return
   end
   local minutes = floor(now / 60000) - floor(since / 60000)
@@ -256,13 +257,14 @@ local function count_ended(kind, n)
     call('LPUSH', data, unpack(numbers, from, min(from + CHUNK - 1, #numbers)))
   end
   call('LTRIM', data, 0, METRICS - 1)
-  call('HSET', key, 'prevTS', int(now), 'prevCount', int(before))
+  call('HSET', key, 'prevTS', NOW, 'prevCount', int(before))
 end
 
 local codes = {}
 for i = 1, #outcomes do
   codes[i] = settle(outcomes[i])
 end
+enter_all()
 drop_leases()
 if METRICS > 0 then
   if completed > 0 then
@@ -294,6 +296,15 @@ end
 local s = settings(base)
 local jobs = {}
 
+-- One text is read by the client in a fraction of the time of so many.
+local function bring(p, id, start, h)
+  local lengths = { #p.tags, #id, #start }
+  for i = 1, #h do
+    lengths[i + 3] = #h[i]
+  end
+  jobs[#jobs + 1] = table.concat(lengths, ',') .. '\n' .. p.tags .. id .. start .. table.concat(h)
+end
+
 if ARGV[12] == '1' then
   for _, p in ipairs(every(base)) do
     local ids = call('LRANGE', p.active, 0, -1)
@@ -303,7 +314,7 @@ if ARGV[12] == '1' then
         put(lock, TOKEN, LEASE)
         call('SREM', p.stalled, ids[i])
         local h = call('HGETALL', p.k .. ids[i])
-        jobs[#jobs + 1] = { p.tags, ids[i], '', h }
+        bring(p, ids[i], '', h)
       end
     end
   end
@@ -354,8 +365,8 @@ local function park(p, id)
   call('HSETNX', key, 'name', 'unknown')
   call('HSETNX', key, 'data', '{}')
   call('HSETNX', key, 'opts', '{}')
-  call('HSETNX', key, 'timestamp', int(now))
-  call('HSET', key, 'finishedOn', int(now))
+  call('HSETNX', key, 'timestamp', NOW)
+  call('HSET', key, 'finishedOn', NOW)
   put_now(p, p.failed, id)
   emit(p, 'failed', 'jobId', id, 'failedReason', 'stored job is missing or damaged', 'prev', 'active')
 end
@@ -384,7 +395,7 @@ local function start(p, id)
   end
   fence = int(fence + 1)
   put(key .. ':lock', TOKEN, LEASE)
-  call('HSET', key, 'processedOn', int(now), 'pb', WORKER, 'ats', fence)
+  call('HSET', key, 'processedOn', NOW, 'pb', WORKER, 'ats', fence)
   emit(p, 'active', 'jobId', id, 'prev', 'waiting')
   local ids = started[p]
   if not ids then
@@ -392,7 +403,7 @@ local function start(p, id)
     started[p] = ids
   end
   ids[#ids + 1] = id
-  jobs[#jobs + 1] = { p.tags, id, fence, h }
+  bring(p, id, fence, h)
   if rate_max and not deferred then
     used = call('INCR', limiter)
     if used == 1 then
@@ -518,4 +529,4 @@ local version = s.version
 if version and (sub(version, 1, 9) == 'bullmq:6.' or sub(version, 1, 7) ~= 'bullmq:') then
   version = false
 end
-return { int(now), s.paused and 1 or 0, due and int(due) or '', version or '', codes, jobs }
+return { NOW, s.paused and 1 or 0, due and int(due) or '', version or '', codes, jobs }

@@ -26,16 +26,16 @@ local function earliest_due()
   return due and int(due) or ''
 end
 
-if call('EXISTS', base.meta) == 0 then
-  return { {}, {}, '', 0, int(now) }
+if call('EXISTS', base.meta, base.events) == 0 then
+  return { {}, {}, '', 0, NOW }
 end
 local more_before = get(going_on)
 local last = tonumber(get(check) or '')
 if not more_before and last and last <= now and now < last + interval then
-  return { {}, {}, earliest_due(), 0, int(now) }
+  return { {}, {}, earliest_due(), 0, NOW }
 end
 if not more_before then
-  put(check, int(now), interval)
+  put(check, NOW, interval)
 end
 
 for _, p in ipairs(all) do
@@ -172,4 +172,4 @@ if not GIVEN then
   end
 end
 wake()
-return { recovered, idle, earliest_due(), what and 1 or 0, int(now) }
+return { recovered, idle, earliest_due(), what and 1 or 0, NOW }
