@@ -1,19 +1,19 @@
 """Runs the shop's jobs once, prints what happened, and ends: ``python -m example_app``."""
 
-import os
 import sys
 
 import anyio
 
 from example_app.app import Shop, make_container
 from example_app.emails import EmailProcessor, Receipt
-from workers_module import Dispatcher, Inspector, Scheduler, run_workers
+from workers_module import Dispatcher, Inspector, Scheduler, WorkersSettings, run_workers
 
 
 async def main() -> int:
     """Enqueue a morning's work, wait until it is done, and show the counts; the exit code is 0 if nothing failed."""
     container = make_container()
-    print(f"jobs rest in {os.environ.get('QUEUE_URL', 'memory')}")
+    settings = await container.get(WorkersSettings)
+    print(f"jobs rest in {settings.queue.uri or 'memory'}")
     async with run_workers(container, close_container=True) as workers:
         print(f"workers  {', '.join(workers.running)}")
         async with container() as request:

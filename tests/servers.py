@@ -1,6 +1,7 @@
 """Servers for the tests: found where the environment says, on PATH, or in a wheel, and started here.
 
-A server of ours runs in its own session and folder, listens on a socket in that folder only, and is ended by its process id.
+A server of ours runs in its own session and folder, listens on a socket in that folder only, and is ended by its
+process id.
 """
 
 import atexit
@@ -11,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from functools import cache
 from importlib.util import find_spec
@@ -80,7 +81,7 @@ def missing(kind: str, reason: str) -> str | None:
     return reason
 
 
-# --- Redis ----------------------------------------------------------------------------------------------------------------------
+# --- Redis ------------------------------------------------------------------------------------------------------------
 
 
 @cache
@@ -98,8 +99,8 @@ def redis_binary() -> str | None:
 
 
 @contextmanager
-def redis_server(*options: str) -> Iterator[Server]:
-    """Run a Redis server of one's own, for tests that hurt it; ``options`` are its arguments, such as ``--appendonly yes``."""
+def redis_server(*options: str) -> Generator[Server]:
+    """Run a Redis server of one's own, for tests that hurt it; ``options`` are its, such as ``--appendonly yes``."""
     binary = redis_binary()
     if binary is None:
         pytest.skip(missing("redis", NO_REDIS) or "")
@@ -133,13 +134,14 @@ NO_REDIS = (
 
 
 @contextmanager
-def redis_place() -> Iterator[tuple[str, str]]:
+def redis_place() -> Generator[tuple[str, str]]:
     """Give the URL of the server that all tests share, and what the prefix of every key of theirs begins with."""
     prefix = f"wm-test-{uuid4().hex[:12]}"
     if url := os.environ.get("WORKERS_TEST_REDIS_URL"):
         yield url, prefix
         with redis.Redis.from_url(url) as client:
-            for key in client.scan_iter(match=f"{prefix}*", count=1_000):
+            keys: list[bytes] = list(client.scan_iter(match=f"{prefix}*", count=1_000))
+            for key in keys:
                 client.unlink(key)
         return
     with redis_server() as server:

@@ -1,6 +1,5 @@
 """The stores the suite runs on. A new store is one function and one line in ``PLACES``."""
 
-import os
 from collections.abc import AsyncIterator, Callable
 from datetime import timedelta
 from pathlib import Path
@@ -45,9 +44,8 @@ def redis(folder: Path) -> Opener:
 PLACES = {
     "memory": memory,
     "sqlite": sqlite,
+    "redis": redis,
 }
-if "redis" in os.environ.get("WORKERS_TEST_STORES", ""):
-    PLACES = {"redis": redis}
 
 
 @pytest.fixture(

@@ -75,14 +75,12 @@ def pyright(file: Path, scratch: Path) -> dict[int, str]:
     return found
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("checker", [mypy, pyright])
 def test_what_is_right_is_accepted(checker: Checker, tmp_path: Path) -> None:
     for file in sorted((HERE / "accepted").glob("*.py")):
         assert checker(file, tmp_path) == {}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("checker", [mypy, pyright])
 def test_each_wrong_line_is_rejected_and_no_other(checker: Checker, tmp_path: Path) -> None:
     for file in sorted((HERE / "rejected").glob("*.py")):

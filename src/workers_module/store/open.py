@@ -55,7 +55,7 @@ def open_store(
     * ``memory://`` or None: jobs in this process; ``memory://name`` gives the store a name for people.
     * ``sqlite:///jobs.db`` (relative to the working directory), ``sqlite:////var/lib/jobs.db`` (absolute);
       ``?mode=rw`` makes no file that is not there, ``?prefix=wm_`` is what the names of its tables begin with.
-    * ``redis://host:6379/0``, ``rediss://`` (over TLS), ``unix:///run/redis.sock``: BullMQ's layout; parameters are redis-py's.
+    * ``redis://host:6379/0``, ``rediss://`` (over TLS), ``unix:///run/redis.sock``; parameters are redis-py's.
     * ``postgres://``, ``postgresql://``: not in this version.
 
     Args:

@@ -1,9 +1,10 @@
 """P01 for Redis: the calls of `tests.store.test_property`, fitted to what BullMQ leaves open.
 
 * Ids are always given: BullMQ's counter counts every attempt, also one with an id of its own.
-* All jobs have the same tags, in one of two runs none, and so has every worker: events of several streams that fall on one
-  millisecond have no order (the suite tests jobs of several sets of tags side by side).
-* A claim is asked after again only while its leases hold: the token of a lapsed one is gone with its key (reliability §3.7).
+* All jobs have the same tags, in one of two runs none, and so has every worker: events of several streams that fall on
+  one millisecond have no order (the suite tests jobs of several sets of tags side by side).
+* A claim is asked after again only while its leases hold: the token of a lapsed one is gone with its key
+  (reliability §3.7).
 * A queue is swept at one interval: the mark of the last sweep lasts as long as that one asked for.
 * Children are named by their keys in the reason of a parent that fails for them.
 """
@@ -36,6 +37,7 @@ from workers_module.store.base import (
     Sweep,
     SweepReply,
 )
+from workers_module.store.world.ledger import Ledger
 
 pytestmark = pytest.mark.redis
 
@@ -101,12 +103,11 @@ class Fleet(Common):
         prefix = f"{prefix}-{uuid4().hex[:12]}"
         return Fitted(RedisStore(url, prefix=prefix, clock=self.clock), self.tags, prefix)  # type: ignore[return-value]
 
-
     @precondition(lambda self: self.steps)
     @rule(pick=picks, take=st.integers(0, 3))
     def resume(self, pick: int, take: int) -> None:
         req = self.steps[pick % len(self.steps)]
-        ledger = self.stores[0]._ledger  # type: ignore[attr-defined]
+        ledger: Ledger = self.stores[0]._ledger  # type: ignore[attr-defined]
         shelf = ledger.find(req.queue)
         held = [] if shelf is None else [job for job in shelf.active.values() if job.token == req.token]
         if all(job.lease > self.clock.now_ms() for job in held):
@@ -120,7 +121,10 @@ class TaggedFleet(Fleet):
 
     async def events(self, store: Store) -> dict[str, Any]:
         heard = await super().events(store)
-        return {queue: ([one for one in all if one[1]], [one for one in all if not one[1]]) for queue, all in heard.items()}
+        return {
+            queue: ([one for one in told if one[1]], [one for one in told if not one[1]])
+            for queue, told in heard.items()
+        }
 
 
 Fleet.TestCase.settings = Common.TestCase.settings

@@ -115,7 +115,7 @@ def fill(raw: sqlite3.Connection) -> None:
             "SELECT 1, ?1 * 0 + ?2, CASE WHEN i % 10 = 0 THEN 1 ELSE 0 END, CASE WHEN i % 4 = 0 THEN 5 ELSE 0 END, i, "
             "CASE WHEN ?2 = 2 THEN ?3 + i END, CASE WHEN ?2 IN (4, 5) THEN ?3 - i END, "
             "CASE WHEN ?2 = 3 THEN 'dead' END, CASE WHEN ?2 = 3 THEN ?3 + 30000 END, 1, ?3, "
-            "'s' || ?2 || '-' || i, 'send', '{}', '{}' FROM c",
+            "'s' || ?2 || '-' || i, 'send', x'7b7d', x'7b7d' FROM c",
             (number, state, NOW),
         )
     for column, condition in (
@@ -167,7 +167,7 @@ def test_work_finds_its_rows_by_indexes_alone_and_in_order(recorder: Recorder) -
         Completed(b"x" * 5_000),
     ]
     outcomes = [Settle(job.held, end) for job, end in zip(jobs, ends, strict=False)]
-    outcomes.append(Settle(Held("s1-7", Token("none"), 1), Completed(b"1")))
+    outcomes.append(Settle(Held("s1-50007", Token("none"), 1), Completed(b"1")))
     req = Step(queue=Q, worker="ada", token=Token("x"), outcomes=outcomes, take=10, metrics=5)
     codes = recorder.do(lambda work: stepping.step(work, req), NOW + 5_000).settled
     assert codes[:4] == ["ok"] * 4
@@ -206,15 +206,15 @@ def test_adding_finds_its_rows_by_indexes_alone(recorder: Recorder) -> None:
 
 def test_upkeep_finds_its_rows_by_indexes_alone(recorder: Recorder) -> None:
     recorder.seen.clear()
-    patch = JobPatch(id="s1-11", progress=b"1", data=b"2", log_lines=("x",), priority=3, detach=True)
+    patch = JobPatch(id="s1-50011", progress=b"1", data=b"2", log_lines=("x",), priority=3, detach=True)
     definition = ScheduleDefinition(name="tick", every_ms=1_000)
     info = WorkerInfo(id="w", host="h", pid=1, version="1", started=1)
     plans: list[Callable[[Work], Plan[Any]]] = [
         lambda work: changing.edit(work, Q, [patch, JobPatch(id="s2-3", delay_ms=5)]),
         lambda work: changing.move(work, Q, ByIds(("s5-1",)), RetryAgain(reset=True)),
         lambda work: changing.move(work, Q, ByIds(("s2-1", "s2-2")), Promote()),
-        lambda work: changing.move(work, Q, ByIds(("s1-21",)), Fail("no")),
-        lambda work: changing.move(work, Q, ByIds(("s1-22",)), Remove()),
+        lambda work: changing.move(work, Q, ByIds(("s1-50021",)), Fail("no")),
+        lambda work: changing.move(work, Q, ByIds(("s1-50022",)), Remove()),
         lambda work: changing.move(work, Q, ByState((JobState.COMPLETED,), NOW, 5), Remove(hard=True)),
         lambda work: changing.move(work, Q, ByState(ALL_STATES, limit=5), Remove(hard=True)),
         lambda work: changing.configure(work, Q, QueuePatch(paused=True, event_cap=10, free_dedup="k")),

@@ -1,8 +1,9 @@
 """Adding inside the application's own transaction."""
 
+import asyncio
 import sqlite3
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -287,3 +288,20 @@ async def test_a_lock_met_inside_is_ours(store: SqliteStore, orders: None, path:
     connection.close()
     holder.close()
     assert await numbers(store) == {}
+
+
+async def test_a_cancelled_call_is_whole_or_not_at_all(store: SqliteStore, orders: None, path: Path) -> None:
+    async with aiosqlite.connect(path) as connection:
+        for turns in range(60):
+            task = asyncio.create_task(store.add([spec(f"{turns}-{n}") for n in range(3)], tx=connection))
+            for _ in range(turns):
+                await asyncio.sleep(0.0002)
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+            await connection.commit()
+            found = await store.get(Q, [f"{turns}-{n}" for n in range(3)])
+            assert len({one is None for one in found}) == 1
+            # The savepoint is gone: the next transaction is one of its own.
+            assert not connection.in_transaction
+    await assert_sound(store)

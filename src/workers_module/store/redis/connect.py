@@ -1,12 +1,13 @@
 """Connections to a Redis server, and its errors as ours.
 
-A connection answers one caller at a time. A call that is cancelled or cut off throws its connection away, so that no reply
-ever reaches somebody else.
+A connection answers one caller at a time. A call that is cancelled or cut off throws its connection away, so that no
+reply ever reaches somebody else.
 """
 
 import asyncio
 import os
 import random
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, Final, NoReturn, TypeVar
@@ -55,18 +56,22 @@ _LATER: Final = (
 )
 
 
-try:
-    from hiredis import pack_command as pack
-except ImportError:
+def _pack(command: Command) -> bytes:
+    """Return a command as the bytes that are sent; redis-py's own way takes three times as long."""
+    parts = [b"*%d\r\n" % len(command)]
+    for argument in command:
+        if isinstance(argument, bytes):
+            raw = argument
+        elif isinstance(argument, str):
+            raw = argument.encode()
+        else:
+            raw = b"%d" % argument
+        parts.append(b"$%d\r\n%b\r\n" % (len(raw), raw))
+    return b"".join(parts)
 
-    def pack(command: Command) -> bytes:
-        """Return a command as the bytes that are sent; redis-py's own way takes three times as long."""
-        parts = [b"*%d\r\n" % len(command)]
-        for argument in command:
-            kind = type(argument)
-            raw = argument if kind is bytes else argument.encode() if kind is str else b"%d" % argument
-            parts.append(b"$%d\r\n%b\r\n" % (len(raw), raw))
-        return b"".join(parts)
+
+pack: Callable[[Command], bytes] = getattr(sys.modules.get("hiredis"), "pack_command", _pack)
+"""The same, by hiredis where redis-py has found it."""
 
 
 class CutOffError(StoreUnavailableError):
@@ -98,8 +103,8 @@ class Address:
     """Where the server is, and how connections to it are made; nothing is connected here.
 
     Args:
-        url: ``redis://``, ``rediss://`` or ``unix://``, with user, password, database number and options as redis-py reads
-            them.
+        url: ``redis://``, ``rediss://`` or ``unix://``, with user, password, database number and options as redis-py
+            reads them.
 
     Raises:
         ConfigurationError: The URL cannot be read.
@@ -108,16 +113,16 @@ class Address:
     def __init__(self, url: str) -> None:
         try:
             self._options: dict[str, Any] = dict(parse_url(url))
+            parts = urlsplit(url)
+            port = f":{parts.port}" if parts.port else ""
         except ValueError as error:
             raise ConfigurationError(f"store URL: {error}") from None
         self._url = url
         for name in ("max_connections", "decode_responses", "retry_on_timeout", "health_check_interval"):
             self._options.pop(name, None)
         self._class: type[AbstractConnection] = self._options.pop("connection_class", Connection)
-        parts = urlsplit(url)
         user = f"{parts.username or ''}:***@" if parts.password else f"{parts.username}@" if parts.username else ""
         host = parts.hostname or ""
-        port = f":{parts.port}" if parts.port else ""
         self.place = f"{parts.scheme}://{user}{host}{port}{parts.path}"
 
     def connection(self, client_name: str | None = None) -> AbstractConnection:
@@ -136,7 +141,7 @@ class Address:
 
     def blocking_connection(self) -> "redis.connection.ConnectionInterface":
         """Return a connection for a thread, not connected yet."""
-        options: dict[str, Any] = dict(redis.connection.parse_url(self._url))
+        options: dict[str, Any] = {**redis.connection.parse_url(self._url)}  # type: ignore[no-untyped-call]
         for name in ("max_connections", "decode_responses", "retry_on_timeout", "health_check_interval"):
             options.pop(name, None)
         kind: Callable[..., redis.connection.ConnectionInterface] = options.pop(
@@ -186,7 +191,7 @@ class Link:
         try:
             await self._connection.disconnect(nowait=True)
             async with asyncio.timeout(CONNECT_SECONDS):
-                await self._connection.connect()
+                await self._connection.connect()  # type: ignore[no-untyped-call]
         except (raised.RedisError, OSError, TimeoutError, ValueError) as error:
             raise translate(error, self._address.place) from error
 
@@ -338,7 +343,8 @@ class Links:
     async def forget(self, link: Link) -> None:
         """Make sure that a sleep that was given up does nothing any more when this returns, as far as that can be done.
 
-        A server sees a closed connection when it next looks at all of them; the first answer may come before, the second not.
+        A server sees a closed connection when it next looks at all of them: the first answer may come before that,
+        the second does not.
         """
         if self.closed:
             return

@@ -5,7 +5,7 @@ A script reads what there is behind the cursor, in one look over all streams; XR
 
 import json
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import anyio
 
@@ -13,7 +13,7 @@ from workers_module.errors import ConfigurationError, StoreDeniedError, StoreUna
 from workers_module.job.events import Event, EventBatch, EventType
 from workers_module.store.redis.connect import Links, backoff
 from workers_module.store.redis.keys import Keys
-from workers_module.store.redis.scripts import script
+from workers_module.store.redis.scripts import Argument, Command, script
 
 AT_ONCE: Final = 1_000
 """The most events of one stream in a batch."""
@@ -34,9 +34,9 @@ def read_cursor(text: str) -> Cursor:
         ConfigurationError: It is no cursor of this kind of store.
     """
     try:
-        found = json.loads(text)
-        if isinstance(found, dict) and all(_is_id(id) for id in found.values()):
-            return found
+        found: Any = json.loads(text)
+        if isinstance(found, dict) and all(map(_is_id, cast("Cursor", found).values())):
+            return cast("Cursor", found)
     except ValueError:
         pass
     raise ConfigurationError(f"{text!r} is no cursor of a Redis store; pass the cursor of an EventBatch, or None")
@@ -88,7 +88,7 @@ class Follower:
                 failures += 1
 
     async def _look(self) -> list[Any]:
-        args = [self._keys.head, self._queue, "", AT_ONCE]
+        args: list[Argument] = [self._keys.head, self._queue, "", AT_ONCE]
         for tags, last in self._cursor.items():
             args += (tags, last)
         found: list[Any] = await self._links.call(_READ, _READ.command(self._keys.declared(self._queue), args))
@@ -105,7 +105,7 @@ class Follower:
                 event = _event(flat)
                 if not event.type.startswith(_OWN):
                     ms, number = _order(id)
-                    # Within a millisecond, what is told of the whole queue (drained, …) follows what is told of its jobs.
+                    # Within a millisecond, what is told of the whole queue (drained, …) follows what of its jobs.
                     merged.append(((ms, not tags, number), event))
         merged.sort(key=lambda one: one[0])
         events.extend(event for _, event in merged)
@@ -116,7 +116,7 @@ class Follower:
         link = self._links.sleeper(name)
         try:
             streams = [self._keys.stream(self._queue, tags) for tags in self._cursor]
-            command = (
+            command: Command = (
                 "XREAD",
                 "COUNT",
                 1,

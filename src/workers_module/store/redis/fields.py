@@ -1,14 +1,14 @@
 """A job as BullMQ's hash, and back. Source: wire format §2.
 
-What a spec says and its options do not (they are the caller's text) is kept in fields of ours, ``wm:…``; jobs of our own
-producers have none.
+What a spec says and its options do not (they are the caller's text) is kept in fields of ours, ``wm:…``; jobs of our
+own producers have none.
 """
 
 import json
 import re
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 
 from workers_module.job.record import ChildPolicy, JobRecord, OnCrash, ParentRef
 from workers_module.job.state import JobState
@@ -51,15 +51,16 @@ def told(opts: bytes) -> Told:
 
 def _read_told(opts: bytes) -> Told:
     try:
-        value = json.loads(opts)
+        value: Any = json.loads(opts)
     except (ValueError, RecursionError):
         return _NOTHING_TOLD
     if not isinstance(value, dict):
         return _NOTHING_TOLD
-    attempts: Any = value.get("attempts")
-    policy = next((policy for flag, policy in _POLICIES.items() if value.get(flag) is True), ChildPolicy.FAIL_PARENT)
-    plain = isinstance(attempts, int) and not isinstance(attempts, bool) and attempts > 0
-    return Told(attempts if plain else 1, value.get("lifo") is True, policy)
+    said = cast("dict[str, Any]", value)
+    attempts: object = said.get("attempts")
+    policy = next((policy for flag, policy in _POLICIES.items() if said.get(flag) is True), ChildPolicy.FAIL_PARENT)
+    plain = isinstance(attempts, int) and not isinstance(attempts, bool)
+    return Told(max(1, int(cast("int", attempts))) if plain else 1, said.get("lifo") is True, policy)
 
 
 _told = lru_cache(maxsize=2_048)(_read_told)

@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 Argument = bytes | str | int | float
 Command = tuple[Argument, ...]
 
-_LUA: Final = files(__package__).joinpath("lua")
+_LUA: Final = files("workers_module.store.redis").joinpath("lua")
 _BLOCK: Final = re.compile(r"--\[\[.*?\]\]\n?", re.DOTALL)
 _LINE: Final = re.compile(r"^\s*--[^\n]*\n", re.MULTILINE)
 

@@ -2,34 +2,28 @@
 
 import asyncio
 import logging
-import os
-import threading
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
-from typing import Any, Final, Literal, assert_never
+from typing import Any, Final, Literal, NoReturn, assert_never
 from weakref import ref
 
-import anyio
 from redis import exceptions as raised
 
 from workers_module.clock import Clock, FrozenClock
 from workers_module.errors import (
     ConfigurationError,
     IllegalMoveError,
-    InvalidNameError,
     JobNotFoundError,
     StoreError,
     StoreOutcomeUnknownError,
     StoreUnavailableError,
 )
 from workers_module.job.events import Event, EventBatch
-from workers_module.job.outcome import Completed, Failed, Keep, Outcome, Release, Retry, Snooze, WaitChildren
 from workers_module.job.record import JobRecord, ParentRef
 from workers_module.job.state import ALL_STATES, JobState
 from workers_module.store.base import (
-    UNSET,
     Action,
     Added,
     Beat,
@@ -58,12 +52,8 @@ from workers_module.store.base import (
     Remove,
     RenewReply,
     RetryAgain,
-    ScheduleDefinition,
     ScheduleRecord,
     Selection,
-    Series,
-    Settle,
-    SettleCode,
     Step,
     StepReply,
     StoreInfo,
@@ -74,11 +64,33 @@ from workers_module.store.base import (
     WorkerOrder,
 )
 from workers_module.store.codec import dump_worker, load_worker
-from workers_module.store.planning import MAX_MOVED, check_specs, check_step, cut_line
-from workers_module.store.redis.connect import LIBRARY, Address, CutOffError, Link, Links, translate
+from workers_module.store.planning import MAX_MOVED, check_specs, check_step
+from workers_module.store.redis.asking import (
+    action_args,
+    definition_values,
+    patch_args,
+    renew_args,
+    write_outcome,
+    write_patch,
+)
+from workers_module.store.redis.connect import Address, CutOffError, Link, Links
 from workers_module.store.redis.events import Follower
 from workers_module.store.redis.fields import FLAGS, Started, read_record, record_fields, spec_extras, to_json
 from workers_module.store.redis.keys import Keys, check_id, check_tags, glob, is_reserved
+from workers_module.store.redis.peers import config_value, is_other, node_workers, parse_info, version_of, warning
+from workers_module.store.redis.reading import (
+    CHILD_STATES,
+    CODES,
+    EDITED,
+    EXISTING,
+    read_renewal,
+    read_schedule,
+    read_series,
+    texts,
+    to_text,
+    unpack,
+)
+from workers_module.store.redis.renewer import RedisRenewer
 from workers_module.store.redis.scripts import Argument, Command, Script, script
 
 OLDEST: Final = (6, 2)
@@ -94,16 +106,6 @@ _LISTED_SECONDS: Final = 30.0
 """How long the names of queues are remembered, when finding them took long."""
 _PIECE: Final = 500
 """Jobs of one call to ``restore``, and of one look of ``verify``."""
-_CODES: Final = (
-    SettleCode.OK,
-    SettleCode.MISSING,
-    SettleCode.ALREADY,
-    SettleCode.LEASE_LOST,
-    SettleCode.PENDING,
-    SettleCode.CHILD_FAILED,
-    SettleCode.NOTHING_PENDING,
-)
-_EDITED: Final = (EditResult.OK, EditResult.MISSING, EditResult.LEASE_LOST, EditResult.WRONG_STATE)
 _TO: Final[dict[type[Action], str]] = {Remove: "removed", RetryAgain: "waiting", Promote: "waiting", Fail: "failed"}
 _UNKNOWN_PARENT: Final = -5
 _OTHER_PARENT: Final = -7
@@ -205,9 +207,9 @@ class RedisStore:
                 ("SCAN", "0", "MATCH", self._keys.pattern(), "COUNT", 10 * _SCANNED),
             ]
         )
-        told = _parse_info(links.answer(replies[0]))
+        told = parse_info(links.answer(replies[0]))
         version = told.get("valkey_version") or told.get("redis_version", "0")
-        speaks = _version(told.get("redis_version", "0"))
+        speaks = version_of(told.get("redis_version", "0"))
         if speaks < OLDEST:
             raise ConfigurationError(
                 f"{self._address.place} is version {version}; this needs Redis 6.2, or Valkey, or newer"
@@ -220,7 +222,7 @@ class RedisStore:
                 "so that all keys of a call lie on one node"
             )
         warnings: list[str] = []
-        policy = _second(replies[1]) or told.get("maxmemory_policy", "noeviction")
+        policy = config_value(replies[1]) or told.get("maxmemory_policy", "noeviction")
         if policy != "noeviction":
             text = f"{self._address.place} deletes keys when its memory is full (maxmemory-policy {policy})"
             if not self._allow_eviction:
@@ -228,9 +230,13 @@ class RedisStore:
                     f"{text}, and so would lose jobs; set it to noeviction, or pass allow_eviction=True"
                 )
             warnings.append(f"{text}: jobs can be lost.")
-        if told.get("aof_enabled", "0") == "0" and not _second(replies[2]) and not isinstance(replies[2], Exception):
+        if (
+            told.get("aof_enabled", "0") == "0"
+            and not config_value(replies[2])
+            and not isinstance(replies[2], Exception)
+        ):
             warnings.append(f"{self._address.place} writes nothing to disk: jobs end with the server.")
-        metas = [] if isinstance(replies[3], Exception) else replies[3][1]
+        metas: list[bytes] = [] if isinstance(replies[3], Exception) else replies[3][1]
         warnings += await self._warn_of_peers(links, metas)
         return StoreInfo(
             kind=StoreKind.REDIS,
@@ -245,7 +251,7 @@ class RedisStore:
             return []
         replies = await links.run([("HGET", meta, "version") for meta in metas])
         found = sorted({reply.decode() for reply in replies if isinstance(reply, bytes)})
-        return [_peer_warning(version) for version in found if _is_other_peer(version)]
+        return [warning(version) for version in found if is_other(version)]
 
     async def close(self) -> None:
         """End sleeping calls, let the others end, and let go of every connection; see `Store.close`."""
@@ -276,20 +282,31 @@ class RedisStore:
     async def _call(self, what: Script, queue: str, now: int | None, *args: Argument) -> Any:
         return await self._open_links().call(what, self._command(what, queue, now, args))
 
+    async def now(self) -> int:
+        """Return the server's clock; see `Store.now`."""
+        if self._clock is not None:
+            self._open_links()
+            return self._clock.now_ms()
+        links = self._open_links()
+        (reply,) = await links.run([("TIME",)])
+        seconds, micros = links.answer(reply)
+        return int(seconds) * 1_000 + int(micros) // 1_000
+
     # producing
 
     async def add(self, specs: Sequence[JobSpec], *, tx: object = None, now: int | None = None) -> list[Added]:
         """Store jobs; see `Store.add`.
 
         Raises:
-            ConfigurationError: ``tx`` is given: Redis takes part in no other transaction. Write the job to a table of your
-                own in that transaction (an outbox), and add it from there under an id of its own.
+            ConfigurationError: ``tx`` is given, and Redis takes part in no other transaction. Write the job to a table
+                of your own in that transaction (an outbox), and add it from there under an id of its own.
             InvalidNameError: An id or a tag that Redis needs for itself.
         """
         if tx is not None:
             raise ConfigurationError(
-                "Redis takes part in no transaction of another store: leave tx= out. To add a job exactly if a transaction "
-                "commits, write it to an outbox table in that transaction and add it from there, under an id of its own"
+                "Redis takes part in no transaction of another store: leave tx= out. To add a job exactly if a "
+                "transaction commits, write it to an outbox table in that transaction, and add it from there "
+                "under an id of its own"
             )
         links = self._open_links()
         if not specs:
@@ -325,12 +342,12 @@ class RedisStore:
             if repeatable:
                 raise
             raise StoreOutcomeUnknownError(
-                f"{error}; the jobs may or may not have been added. Jobs with ids of their own can be added again safely"
+                f"{error}; the jobs may or may not have been added. Give jobs ids of their own to add them again safely"
             ) from error
         if reply and isinstance(reply[0], int):
             self._refuse_parent(specs, reply)
         self._listed = None
-        return [Added(id.decode(), JobState(state.decode()), _EXISTING[existing]) for id, state, existing in reply]
+        return [Added(id.decode(), JobState(state.decode()), EXISTING[existing]) for id, state, existing in reply]
 
     def _refuse_parent(self, specs: Sequence[JobSpec], reply: Sequence[int]) -> None:
         spec = specs[reply[1] - 1]
@@ -358,7 +375,7 @@ class RedisStore:
             len(req.outcomes),
         ]
         for settle in req.outcomes:
-            _write_outcome(args, settle)
+            write_outcome(args, settle)
         return self._command(_STEP, req.queue, req.now, args)
 
     def _step_reply(self, req: Step, reply: Sequence[Any]) -> StepReply:
@@ -372,18 +389,18 @@ class RedisStore:
         claimed: list[Claimed] = []
         queue, token, keys = req.queue, req.token, self._keys
         for job in jobs:
-            tags, id, start, *flat = _unpack(job)
+            tags, id, start, *flat = unpack(job)
             name = id.decode()
             started = Started(int(start), instant, req.worker) if start else None
             record = read_record(keys, queue, name, tags, _ACTIVE, flat, started=started)
             held: Held = tuple.__new__(Held, (name, token, record.fence, None))
             claimed.append(tuple.__new__(Claimed, (record, held)))
-        return StepReply([_CODES[code] for code in codes], claimed, due, paused == 1, instant)
+        return StepReply([CODES[code] for code in codes], claimed, due, paused == 1, instant)
 
     def _warn_once(self, version: str) -> None:
         if version not in self._warned:
             self._warned.add(version)
-            _log.warning("%s", _peer_warning(version))
+            _log.warning("%s", warning(version))
 
     async def step(self, req: Step) -> StepReply:
         """Settle outcomes, then claim jobs; see `Store.step`."""
@@ -461,7 +478,7 @@ class RedisStore:
         if not held:
             self._open_links()
             return RenewReply()
-        return _renew_reply(await self._call(_RENEW, queue, now, *_renew_args(held, lease_ms)))
+        return read_renewal(await self._call(_RENEW, queue, now, *renew_args(held, lease_ms)))
 
     async def sweep(self, req: Sweep) -> SweepReply:
         """Bring back abandoned jobs and tidy up; see `Store.sweep`."""
@@ -474,7 +491,7 @@ class RedisStore:
             "" if req.completed_age_ms is None else req.completed_age_ms,
             "" if req.failed_age_ms is None else req.failed_age_ms,
         )
-        return SweepReply(_texts(recovered), _texts(idle), int(wake_at) if wake_at else None, more == 1, int(now))
+        return SweepReply(texts(recovered), texts(idle), int(wake_at) if wake_at else None, more == 1, int(now))
 
     # looking
 
@@ -531,7 +548,7 @@ class RedisStore:
         if is_reserved(id):
             return Page([], 0)
         total, lines = await self._call(_READ, queue, None, "logs", id, start, limit)
-        return Page([_text(line) for line in lines], total)
+        return Page([to_text(line) for line in lines], total)
 
     async def children(self, queue: str, id: str, *, start: int = 0, limit: int = 1_000) -> Page[Child]:
         """Read a job's children in the order they were added; see `Store.children`.
@@ -543,10 +560,10 @@ class RedisStore:
         total, rows = await self._call(_READ, queue, None, "children", id, start, limit)
         items: list[Child] = []
         for key, state, value in rows:
-            owner, child = self._keys.queue_of(_text(key)) or _foreign(_text(key))
-            what: Literal["pending", "processed", "failed", "ignored"] = _CHILD_STATES[state]
+            owner, child = self._keys.queue_of(to_text(key)) or _foreign(to_text(key))
+            what: Literal["pending", "processed", "failed", "ignored"] = CHILD_STATES[state]
             result = value if what == "processed" else None
-            items.append(Child(owner, child, what, result, _text(value) if what in {"failed", "ignored"} else None))
+            items.append(Child(owner, child, what, result, to_text(value) if what in {"failed", "ignored"} else None))
         return Page(items, total)
 
     async def queues(self) -> list[str]:
@@ -570,14 +587,14 @@ class RedisStore:
             (reply,) = await links.run([("SCAN", cursor, "MATCH", pattern, "COUNT", _SCANNED)])
             cursor, keys = links.answer(reply)
             for key in keys:
-                yield _text(key)
+                yield to_text(key)
             if cursor == b"0":
                 return
 
     async def metrics(self, queue: str, *, minutes: int = 60) -> Metrics:
         """Read how many jobs ended; see `Store.metrics`."""
         completed, failed = await self._call(_READ, queue, None, "metrics")
-        return Metrics(_series(completed, minutes), _series(failed, minutes))
+        return Metrics(read_series(completed, minutes), read_series(failed, minutes))
 
     # changing
 
@@ -587,15 +604,15 @@ class RedisStore:
         for piece in _pieces(patches):
             args: list[Argument] = []
             for patch in piece:
-                _write_patch(args, patch)
+                write_patch(args, patch)
             codes = await self._call(_EDIT, queue, now, *args)
-            results += [_EDITED[code] for code in codes]
+            results += [EDITED[code] for code in codes]
         self._open_links()
         return results
 
     async def move(self, queue: str, selection: Selection, action: Action, *, now: int | None = None) -> list[str]:
         """Move or delete jobs; see `Store.move`. A thousand at a time: others may step in between."""
-        what = _action_args(action)
+        what = action_args(action)
         if isinstance(selection, ByIds):
             return await self._move_ids(queue, list(dict.fromkeys(selection.ids)), action, what, now)
         most = min(selection.limit or MAX_MOVED, MAX_MOVED)
@@ -615,7 +632,7 @@ class RedisStore:
                 *(state.value for state in selection.states),
                 *selection.names,
             )
-            moved += _texts(ids)
+            moved += texts(ids)
             chosen += number
             at = after.decode()
         return moved
@@ -634,14 +651,14 @@ class RedisStore:
                 if state == b"missing":
                     raise JobNotFoundError(queue, ids[0])
                 raise IllegalMoveError(ids[0], state.decode(), _TO[type(action)])
-            moved += _texts(done)
+            moved += texts(done)
         return moved
 
     async def configure(self, queue: str, patch: QueuePatch | None = None, *, now: int | None = None) -> QueueSettings:
         """Change a queue's settings and return them; see `Store.configure`."""
         text = ""
         if patch is not None and patch != QueuePatch():
-            text = to_json(_patch_args(patch))
+            text = to_json(patch_args(patch))
             self._listed = None
         paused, concurrency, most, window, cap, limited = await self._call(_CONFIGURE, queue, now, text)
         rate = RateLimit(int(most), int(window or 0)) if most else None
@@ -681,7 +698,7 @@ class RedisStore:
             rows = await self._call(_READ, queue, None, "schedules", start, limit)
         else:
             rows = await self._call(_READ, queue, None, "schedules", 0, -1, *ids)
-        return [_schedule_record(queue, row) for row in rows]
+        return [read_schedule(queue, row) for row in rows]
 
     async def schedule(
         self, queue: str, changes: Sequence[PutSchedule | FireSlot | DropSchedule], *, now: int | None = None
@@ -694,7 +711,7 @@ class RedisStore:
             match change:
                 case PutSchedule():
                     definition = change.definition
-                    args += ("put", change.id, change.slot, to_json(_definition_values(definition)))
+                    args += ("put", change.id, change.slot, to_json(definition_values(definition)))
                     args += (definition.data, definition.opts, "1" if change.paused else "")
                     args += self._slot_job(queue, change.job)
                 case FireSlot():
@@ -737,7 +754,7 @@ class RedisStore:
         clock, flat = map(links.answer, await links.run([("TIME",), ("HGETALL", key)]))
         now = int(clock[0]) * 1_000 + int(clock[1]) // 1_000 if self._clock is None else self._clock.now_ms()
         it = iter(flat)
-        return now, [(_text(field), _text(value)) for field, value in zip(it, it, strict=False)]
+        return now, [(to_text(field), to_text(value)) for field, value in zip(it, it, strict=False)]
 
     async def worker(self, change: Beat | Order, *, now: int | None = None) -> WorkerOrder | None:
         """Tell of a worker, or leave it an order; see `Store.worker`."""
@@ -765,7 +782,7 @@ class RedisStore:
         links = self._open_links()
         (reply,) = await links.run([("CLIENT", "LIST", "TYPE", "normal")])
         # Without the right to list clients, ours are all that can be told of.
-        return found if isinstance(reply, Exception) else [*found, *_node_workers(self._keys, _text(reply), now)]
+        return found if isinstance(reply, Exception) else [*found, *node_workers(self._keys, to_text(reply), now)]
 
     def events(self, queue: str, *, after: str | None = None) -> AbstractAsyncContextManager[AsyncIterator[EventBatch]]:
         """Follow a queue's events; see `Store.events`. With tags the order holds among jobs with the same tags."""
@@ -802,7 +819,7 @@ class RedisStore:
     # whole queues
 
     async def restore(self, records: Sequence[JobRecord], *, on_conflict: Literal["skip", "error"] = "skip") -> int:
-        """Write records back; see `Store.restore`. Some hundred at a time: a conflict is looked for in all of them first."""
+        """Write records back, some hundred at a time; see `Store.restore`."""
         self._open_links()
         for record in records:
             check_id(record.queue, record.id)
@@ -834,7 +851,7 @@ class RedisStore:
                 )
             reply = await self._call(_RESTORE, piece[0].queue, None, *args)
             if reply[0] < 0:
-                _refuse_conflict(self._keys.queue_of(_text(reply[3]) + ":")[0], _text(reply[2]))
+                _refuse_conflict(to_text(reply[3]).removeprefix(self._keys.head).partition("@")[0], to_text(reply[2]))
             written += reply[0]
         return written
 
@@ -857,315 +874,16 @@ class RedisStore:
         links = self._open_links()
         (reply,) = await links.run([("SMEMBERS", self._keys.declared(queue)[1])])
         problems: list[Problem] = []
-        for tags in ["", *sorted(map(_text, links.answer(reply)))]:
+        for tags in ["", *sorted(map(to_text, links.answer(reply)))]:
             for state in ALL_STATES:
                 start = 0
                 while True:
                     number, found = await self._call(_VERIFY, queue, None, tags, state.value, start, _PIECE)
-                    problems += [Problem(_text(what), _text(id) or None, _text(text)) for what, id, text in found]
+                    problems += [Problem(to_text(what), to_text(id) or None, to_text(said)) for what, id, said in found]
                     start += _PIECE
                     if number < _PIECE:
                         break
         return problems
-
-
-_EXISTING: Final[dict[bytes, Literal["same_id", "deduplicated"] | None]] = {
-    b"": None,
-    b"same_id": "same_id",
-    b"deduplicated": "deduplicated",
-}
-_CHILD_STATES: Final[dict[bytes, Literal["pending", "processed", "failed", "ignored"]]] = {
-    b"pending": "pending",
-    b"processed": "processed",
-    b"failed": "failed",
-    b"ignored": "ignored",
-}
-
-
-class RedisRenewer:
-    """Renews leases over a connection of its own, from another thread."""
-
-    __slots__ = ("_address", "_clock", "_connection", "_guard", "_keys", "_pid")
-
-    def __init__(self, address: Address, keys: Keys, clock: Clock | None) -> None:
-        self._address = address
-        self._keys = keys
-        self._clock = clock
-        self._connection: Any = None
-        self._guard = threading.Lock()
-        self._pid = os.getpid()
-
-    def renew(self, queue: str, held: Sequence[Held], lease_ms: int) -> RenewReply:
-        """Do what `Store.renew` does, blocking."""
-        if self._pid != os.getpid():
-            raise StoreError(
-                f"{self._address.place}: this renewer was made before a fork; make a new one in each process"
-            )
-        if not held:
-            return RenewReply()
-        now: Argument = "" if self._clock is None else self._clock.now_ms()
-        args = (self._keys.head, queue, now, *_renew_args(held, lease_ms))
-        command = _RENEW.command(self._keys.declared(queue), args)
-        with self._guard:
-            try:
-                if self._connection is None:
-                    self._connection = self._address.blocking_connection()
-                    self._connection.connect()
-                try:
-                    return _renew_reply(self._ask(command))
-                except raised.NoScriptError:
-                    return _renew_reply(self._ask(_RENEW.whole(command)))
-            except raised.ResponseError as error:
-                raise translate(error, self._address.place) from error
-            except (raised.RedisError, OSError, ValueError) as error:
-                self._drop()
-                raise translate(error, self._address.place) from error
-            except BaseException:
-                self._drop()
-                raise
-
-    def _ask(self, command: Command) -> Any:
-        self._connection.send_command(*command)
-        return self._connection.read_response()
-
-    def _drop(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            with suppress(raised.RedisError, OSError):
-                connection.disconnect()
-
-    def close(self) -> None:
-        """Give the connection back."""
-        with self._guard:
-            self._drop()
-
-
-def _write_outcome(args: list[Argument], settle: Settle) -> None:
-    (id, token, fence, _), outcome = settle
-    match outcome:
-        case Completed(result, keep):
-            args += ("c", id, token, fence, result, _keep(keep))
-        case Failed(reason, trace, keep):
-            args += ("f", id, token, fence, reason, trace or "", _keep(keep))
-        case Retry(delay_ms, reason, trace):
-            args += ("r", id, token, fence, delay_ms, reason, trace or "")
-        case Snooze(delay_ms):
-            args += ("s", id, token, fence, delay_ms)
-        case Release():
-            args += ("l", id, token, fence)
-        case WaitChildren(child):
-            args += ("w", id, token, fence, child or "", "1" if child is None else "")
-        case _:
-            assert_never(outcome)
-
-
-def _unpack(text: bytes) -> list[bytes]:
-    """Return the pieces of a text as ``step-2.lua`` joins them."""
-    head, _, _ = text.partition(b"\n")
-    start = len(head) + 1
-    pieces: list[bytes] = []
-    for length in map(int, head.split(b",")):
-        end = start + length
-        pieces.append(text[start:end])
-        start = end
-    return pieces
-
-
-def _keep(keep: Keep | None) -> str:
-    if keep is None:
-        return ""
-    count = "" if keep.count is None else keep.count
-    return f"{count}:{'' if keep.age_ms is None else keep.age_ms}:{keep.limit}"
-
-
-def _renew_args(held: Sequence[Held], lease_ms: int) -> list[Argument]:
-    args: list[Argument] = [lease_ms]
-    for id, token, fence, _ in held:
-        args += (id, token, fence)
-    return args
-
-
-def _renew_reply(reply: Any) -> RenewReply:
-    lost, cancelled = reply
-    return RenewReply(_texts(lost), _texts(cancelled))
-
-
-def _write_patch(args: list[Argument], patch: JobPatch) -> None:
-    extras: dict[str, object] = {"n": len(patch.log_lines)}
-    if patch.priority is not None:
-        extras["p"] = patch.priority
-    if patch.delay_ms is not None:
-        extras["d"] = patch.delay_ms
-    if patch.cancel:
-        extras["c"] = 1
-    if patch.detach:
-        extras["x"] = 1
-    if patch.keep_logs is not None:
-        extras["k"] = patch.keep_logs
-    if patch.clear_logs:
-        extras["e"] = 1
-    if patch.progress is not None:
-        extras["hp"] = 1
-    if patch.data is not None:
-        extras["hd"] = 1
-    held = patch.held
-    args += (
-        patch.id,
-        "" if held is None else held.token,
-        "" if held is None else held.fence,
-        to_json(extras),
-        patch.progress or b"",
-        patch.data or b"",
-        *map(cut_line, patch.log_lines),
-    )
-
-
-def _action_args(action: Action) -> tuple[Argument, Argument, Argument]:
-    match action:
-        case Remove(children, hard):
-            return "remove", "1" if children else "", "1" if hard else ""
-        case RetryAgain(reset):
-            return "retry", "1" if reset else "", ""
-        case Promote():
-            return "promote", "", ""
-        case Fail(reason, trace):
-            return "fail", reason, trace or b""
-        case _:
-            assert_never(action)
-
-
-def _patch_args(patch: QueuePatch) -> dict[str, object]:
-    args: dict[str, object] = {}
-    if patch.paused is not None:
-        args["pause"] = patch.paused
-    if patch.concurrency is not UNSET:
-        args["c"] = patch.concurrency or 0
-    if patch.rate is None:
-        args["m"] = 0
-    elif isinstance(patch.rate, RateLimit):
-        args["m"], args["w"] = patch.rate.max, patch.rate.window_ms
-    if patch.event_cap is not None:
-        args["e"] = patch.event_cap
-    if patch.limit_for_ms is not None:
-        args["l"] = patch.limit_for_ms
-    if patch.free_dedup is not None:
-        args["k"] = patch.free_dedup
-    return args
-
-
-def _definition_values(definition: ScheduleDefinition) -> list[str]:
-    """Return a definition's fields in the order ``schedule-2.lua`` names them; an absent one is empty."""
-    values = (
-        definition.name,
-        definition.pattern,
-        definition.every_ms,
-        definition.offset_ms,
-        definition.tz,
-        definition.start,
-        definition.end,
-        definition.limit,
-    )
-    extra = "" if definition.extra == b"{}" else definition.extra.decode("utf-8", "surrogateescape")
-    return [*("" if value is None else str(value) for value in values), extra]
-
-
-def _schedule_record(queue: str, row: Sequence[Any]) -> ScheduleRecord:
-    id, slot, state, flat = row
-    it = iter(flat)
-    h: dict[bytes, bytes] = dict(zip(it, it, strict=False))
-
-    def number(name: bytes) -> int | None:
-        value = h.get(name)
-        return int(value) if value is not None and value.lstrip(b"-").isdigit() else None
-
-    def text(name: bytes) -> str | None:
-        value = h.get(name)
-        return None if value is None else _text(value)
-
-    definition = ScheduleDefinition(
-        name=text(b"name") or _text(id),
-        pattern=text(b"pattern"),
-        every_ms=number(b"every"),
-        offset_ms=number(b"offset") or 0,
-        tz=text(b"tz"),
-        start=number(b"startDate"),
-        end=number(b"endDate"),
-        limit=number(b"limit"),
-        data=h.get(b"data", b"{}"),
-        opts=h.get(b"opts", b"{}"),
-        extra=h.get(b"wm:extra", b"{}"),
-    )
-    return ScheduleRecord(
-        queue=queue,
-        id=_text(id),
-        definition=definition,
-        slot=int(slot),
-        count=number(b"ic") or 0,
-        paused=b"wm:paused" in h,
-        job_state=JobState(state.decode()) if state else None,
-    )
-
-
-def _series(row: Sequence[Any], minutes: int) -> Series:
-    flat, numbers, now = row
-    it = iter(flat)
-    h: dict[bytes, bytes] = dict(zip(it, it, strict=False))
-    total = int(h.get(b"count", 0))
-    if b"prevTS" not in h:
-        return Series(total, ())
-    quiet = int(now) // 60_000 - int(h[b"prevTS"]) // 60_000
-    per_minute = [int(one) for one in numbers]
-    if quiet > 0:
-        # What ended since the list was written belongs to the minute in which that was.
-        per_minute = [*([0] * (quiet - 1)), total - int(h.get(b"prevCount", 0)), *per_minute]
-    kept = int(h[b"wm:kept"]) if b"wm:kept" in h else len(per_minute)
-    return Series(total, tuple(per_minute[: min(minutes, kept)]))
-
-
-def _node_workers(keys: Keys, listing: str, now: int) -> Iterator[WorkerInfo]:
-    """Read Node's workers out of the list of clients; those of this package have told of themselves."""
-    for line in listing.splitlines():
-        client = dict(part.partition("=")[::2] for part in line.split(" "))
-        name = client.get("name", "")
-        if not name.startswith(keys.head) or name.endswith(":qe") or client.get("lib-name", LIBRARY) == LIBRARY:
-            continue
-        encoded, _, worker = name[len(keys.head) :].partition(":w:")
-        queue = keys.decoded(encoded)
-        if queue is not None:
-            age = client.get("age", "0")
-            started = now - int(age) * 1_000 if age.isdigit() else now
-            yield WorkerInfo(
-                id=f"node-{client.get('id', '')}",
-                host=client.get("addr", "").rpartition(":")[0],
-                pid=0,
-                version=worker or "node",
-                started=started,
-                queues=(queue,),
-                seen=now,
-            )
-
-
-def _parse_info(raw: bytes) -> dict[str, str]:
-    return dict(line.partition(":")[::2] for line in raw.decode("utf-8", "replace").splitlines() if ":" in line)
-
-
-def _version(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(".")[:2] if part.isdigit())
-
-
-def _second(reply: Any) -> str:
-    """Return the value in a reply to CONFIG GET; empty when it was refused or is unknown."""
-    return reply[1].decode() if isinstance(reply, list) and len(reply) > 1 else ""
-
-
-def _is_other_peer(version: str) -> bool:
-    return version.startswith("bullmq:") and not version.startswith("bullmq:6.")
-
-
-def _peer_warning(version: str) -> str:
-    if version.startswith("bullmq:5."):
-        return f"A peer is {version}: pausing a queue can lose jobs in a fleet with BullMQ 5; upgrade it to 6."
-    return f"A peer is {version}, which this version does not know; jobs are kept in the layout of BullMQ 6."
 
 
 def _foreign(key: str) -> tuple[str, str]:
@@ -1173,20 +891,13 @@ def _foreign(key: str) -> tuple[str, str]:
     return place.rpartition(":")[2], id
 
 
-def _refuse_conflict(queue: str, id: str) -> None:
+def _refuse_conflict(queue: str, id: str) -> NoReturn:
     raise ConfigurationError(
-        f"queue {queue!r} has a job {id} already; nothing was written. Import with on_conflict='skip', or remove the job"
+        f"queue {queue!r} has a job {id} already; nothing was written. "
+        "Import with on_conflict='skip', or remove the job"
     )
 
 
 def _pieces(items: Sequence[Any]) -> Iterator[Sequence[Any]]:
     for start in range(0, len(items), _PIECE):
         yield items[start : start + _PIECE]
-
-
-def _texts(raws: Iterable[bytes]) -> tuple[str, ...]:
-    return tuple(raw.decode("utf-8", "replace") for raw in raws)
-
-
-def _text(raw: bytes) -> str:
-    return raw.decode("utf-8", "replace")

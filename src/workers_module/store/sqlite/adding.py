@@ -1,10 +1,11 @@
 """Storing new jobs: ids, places, deduplication, and ties to parents."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Final
 
-from workers_module.errors import ConfigurationError, JobNotFoundError
+from workers_module.errors import ConfigurationError, JobNotFoundError, StoreCorruptError
 from workers_module.job.record import ParentRef
 from workers_module.job.state import JobState
 from workers_module.store.base import Added, DedupSpec, JobSpec
@@ -388,7 +389,11 @@ def free_key(work: Work, queue: Queue, head: Head) -> Plan[None]:
     if not rows or rows[0][0] != head.id:
         return
     _, until, kept = rows[0]
-    spec = None if kept is None else load_spec(kept)
+    spec: JobSpec | None = None
+    if kept is not None:
+        # A kept call that cannot be read is given up; the job that ends must end.
+        with suppress(StoreCorruptError):
+            spec = load_spec(kept)
     if spec is not None and spec.id is not None and (yield from head_by_id(queue.q, spec.id)) is None:
         yield "UPDATE wm_dedup SET id = ?, next = NULL WHERE q = ? AND key = ?", (spec.id, queue.q, head.dedup)
         yield from insert(work, queue, spec, spec.id)

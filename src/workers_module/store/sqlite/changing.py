@@ -40,6 +40,7 @@ from workers_module.store.sqlite.rows import (
     Head,
     head_by_id,
     head_by_number,
+    head_of,
     heads_by_id,
     records,
     spill,
@@ -211,7 +212,7 @@ def _by_state(work: Work, queue: Queue, selection: ByState, action: Action) -> P
                     (*one.values, *values, limit, start),
                 )
                 for row in rows:
-                    head = Head(*row)
+                    head = head_of(row)
                     if len(chosen) < limit and (yield from _may(work, head, action)):
                         chosen.append(head)
                 start += len(rows)

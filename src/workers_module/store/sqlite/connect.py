@@ -13,6 +13,8 @@ Synchronous = Literal["full", "normal"]
 """``full`` survives a power cut; ``normal`` may lose the last commits to one, never half of a commit."""
 
 BUSY_MS: Final = 10_000
+PAGES: Final = 1_000
+"""Pages that are given back at once, and how many must be free for it."""
 _CACHED_STATEMENTS: Final = 512
 
 
@@ -81,6 +83,19 @@ class Connection:
         """Undo the transaction, if there still is one: SQLite ends some of itself when a statement fails."""
         if self.raw.in_transaction:
             self.raw.execute("ROLLBACK")
+
+    def give_back(self) -> None:
+        """Give free pages back to the disk, at most 4 MB of them at a time; outside of a transaction.
+
+        Some are left, as a queue needs them again.
+        """
+        free: int = self.raw.execute("PRAGMA freelist_count").fetchone()[0]
+        if free < PAGES:
+            return
+        pages: int = self.raw.execute("PRAGMA page_count").fetchone()[0]
+        if free > pages // 10:
+            # Through `execute` it would free a single page.
+            self.raw.executescript(f"PRAGMA incremental_vacuum({PAGES})")
 
     def close(self) -> None:
         """Let go of the file."""

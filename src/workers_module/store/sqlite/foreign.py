@@ -3,9 +3,11 @@
 Drivers are recognised through `sys.modules`: a connection of a package that was never imported cannot exist.
 """
 
+import asyncio
 import sqlite3
 import sys
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Coroutine, Generator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -30,12 +32,11 @@ async def run_inside(tx: object, plan: Callable[[], Plan[T]], *, prefix: str, pa
             return _run_sqlite(tx, guarded)
         aiosqlite = sys.modules.get("aiosqlite")
         if aiosqlite is not None and isinstance(tx, aiosqlite.Connection):
-            return await _run_aiosqlite(tx, guarded)
+            return await _whole(_run_aiosqlite(tx, guarded))
         connection = await _sqlalchemy_connection(tx)
         run_sync = getattr(connection, "run_sync", None)
         if run_sync is not None:
-            result: T = await run_sync(_run_sqlalchemy, guarded)
-            return result
+            return await _whole(run_sync(_run_sqlalchemy, guarded))
         if connection is not None:
             return _run_sqlalchemy(connection, guarded)
     except sqlite3.Error as error:
@@ -113,6 +114,20 @@ def _need_begin(connection: Any) -> bool:
             "tx is in no transaction, and its connection commits each statement by itself: execute BEGIN first"
         )
     return True
+
+
+async def _whole(run: Coroutine[Any, Any, T]) -> T:
+    """Run something to its end though the caller is cancelled: a half of it might be committed by the caller."""
+    task = asyncio.create_task(run)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        while not task.done():
+            with suppress(asyncio.CancelledError):
+                await asyncio.wait([task])
+        if not task.cancelled():
+            task.exception()
+        raise
 
 
 # --- the runners ------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@
 from collections.abc import Sequence
 from typing import Final
 
+from workers_module.errors import StoreCorruptError
 from workers_module.job.events import Event, EventBatch, EventType
 from workers_module.job.record import JobRecord
 from workers_module.job.state import JobState
@@ -184,7 +185,10 @@ def events_after(work: Work, name: str, last: int) -> Plan[EventBatch | None]:
     if not rows or rows[0][0] - rows[0][1] > last:
         found.append(Event(EventType.GAP))
     for _, _, body in rows:
-        found += load_events(body)
+        try:
+            found += load_events(body)
+        except StoreCorruptError:
+            found.append(Event(EventType.GAP))
     return EventBatch(str(rows[-1][0] if rows else queue.event_last), tuple(found))
 
 

@@ -1,8 +1,10 @@
 """Named locks, and the workers that say they are there."""
 
+from contextlib import suppress
 from dataclasses import replace
 from typing import Final, cast
 
+from workers_module.errors import StoreCorruptError
 from workers_module.store.base import Beat, LockInfo, Order, WorkerInfo, WorkerOrder
 from workers_module.store.codec import dump_worker, load_worker
 from workers_module.store.sqlite.work import Plan, Work
@@ -69,4 +71,9 @@ def worker(work: Work, change: Beat | Order) -> Plan[WorkerOrder | None]:
 def workers(work: Work) -> Plan[list[WorkerInfo]]:
     """Do what `Store.workers` says."""
     rows = yield "SELECT seen, body FROM wm_worker WHERE until > ? ORDER BY id", (work.now,)
-    return [replace(load_worker(body), seen=seen) for seen, body in rows]
+    found: list[WorkerInfo] = []
+    for seen, body in rows:
+        # What one worker tells of itself must not hide the others.
+        with suppress(StoreCorruptError):
+            found.append(replace(load_worker(body), seen=seen))
+    return found

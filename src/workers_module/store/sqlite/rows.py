@@ -6,6 +6,7 @@ from typing import Any, Final, NamedTuple
 
 from workers_module.job.record import JobRecord, ParentRef
 from workers_module.job.state import JobState
+from workers_module.store.sqlite.damage import Shape
 from workers_module.store.sqlite.work import (
     ACTIVE,
     BIG,
@@ -64,6 +65,10 @@ SELECT_ENDED: Final = "SELECT n, big, logged, children FROM wm_job"
 SELECT_HEADS: Final = f"SELECT {_HEAD} FROM wm_job"
 
 
+RECORDS: Final = Shape(RECORD)
+_HEADS: Final = Shape(_HEAD)
+
+
 class Head(NamedTuple):
     """What decisions about a job need: everything but its texts."""
 
@@ -105,9 +110,16 @@ class Head(NamedTuple):
         return show_state(self.state, self.priority)
 
 
+def head_of(row: Row) -> Head:
+    """Return a row of `SELECT_HEADS` columns as what it is; values that cannot be are replaced by harmless ones."""
+    return Head._make(row if _HEADS.fits(row) else _HEADS.repaired(row))
+
+
 def show_state(state: int, priority: int) -> JobState:
     """Return the state as people know it: prioritized is not the same as waiting."""
-    return JobState.PRIORITIZED if state == READY and priority > 0 else STATES[state]
+    if state == READY and priority > 0:
+        return JobState.PRIORITIZED
+    return STATES[state] if 0 <= state < len(STATES) else JobState.FAILED
 
 
 def to_record(queue: str, row: Row, tagsets: Sequence[tuple[str, ...]]) -> JobRecord:
@@ -153,7 +165,7 @@ def to_record(queue: str, row: Row, tagsets: Sequence[tuple[str, ...]]) -> JobRe
         data,
         opts,
         priority,
-        tagsets[tagset],
+        tagsets[tagset] if 0 <= tagset < len(tagsets) else (),
         attempts,
         max_attempts,
         crashes,
@@ -201,7 +213,7 @@ def _filled(row: Row, values: dict[int, bytes]) -> Row:
     for part, place in _PLACES.items():
         value = values.get(row[0] * 8 + part)
         if value is not None:
-            changed[place] = value.decode("utf-8", "surrogateescape") if part == PART_REASON else value
+            changed[place] = value.decode("utf-8", "replace") if part == PART_REASON else value
     return tuple(changed)
 
 
@@ -235,7 +247,7 @@ def spill_text(n: int, big: int, part: int, value: str | None) -> Plan[tuple[str
         if big & (1 << part):
             yield "DELETE FROM wm_blob WHERE k = ?", (n * 8 + part,)
         return value, big & ~(1 << part)
-    raw = value.encode("utf-8", "surrogateescape")
+    raw = value.encode()
     kept, big = yield from spill(n, big, part, raw)
     return (None if kept is None else value), big
 
@@ -256,20 +268,20 @@ def heads_by_id(q: int, ids: Iterable[str]) -> Plan[dict[str, Head]]:
         sql = f"{SELECT_HEADS} WHERE q = ? AND id IN ({marks(len(piece))})"
         rows = yield sql, (q, *padded(piece))
         for row in rows:
-            found[row[2]] = Head(*row)
+            found[row[2]] = head_of(row)
     return found
 
 
 def head_by_id(q: int, id_: str) -> Plan[Head | None]:
     """Read one job of a queue by id."""
     rows = yield f"{SELECT_HEADS} WHERE q = ? AND id = ?", (q, id_)
-    return Head(*rows[0]) if rows else None
+    return head_of(rows[0]) if rows else None
 
 
 def head_by_number(n: int) -> Plan[Head | None]:
     """Read one job by number."""
     rows = yield f"{SELECT_HEADS} WHERE n = ?", (n,)
-    return Head(*rows[0]) if rows else None
+    return head_of(rows[0]) if rows else None
 
 
 def records(work: Work, queue: Queue, rows: Rows, *, payload: bool = True) -> Plan[list[JobRecord]]:
@@ -277,7 +289,7 @@ def records(work: Work, queue: Queue, rows: Rows, *, payload: bool = True) -> Pl
     rows = yield from fill(rows, payload=payload)
     tagsets = yield from work.tagsets.of(queue.q, queue.tagsets)
     name = queue.name
-    return [to_record(name, row, tagsets) for row in rows]
+    return [to_record(name, row if RECORDS.fits(row) else RECORDS.repaired(row), tagsets) for row in rows]
 
 
 def delete_ended(queue: Queue, state: int, rows: Rows) -> Plan[None]:

@@ -15,6 +15,7 @@ from workers_module.store.sqlite.rows import (
     PART_RESULT,
     PART_TRACE,
     RECORD,
+    RECORDS,
     SELECT_ENDED,
     SELECT_HEADS,
     Head,
@@ -22,6 +23,7 @@ from workers_module.store.sqlite.rows import (
     delete_ended,
     fill,
     head_by_number,
+    head_of,
     heads_by_id,
     records,
     spill,
@@ -42,6 +44,7 @@ from workers_module.store.sqlite.work import (
     MANUAL,
     PARKED,
     POLICIES,
+    PRIORITIZED,
     READY,
     Many,
     Plan,
@@ -83,6 +86,9 @@ _ENDED: Final = {
 }
 _OLDEST: Final = {state: f"{sql} ORDER BY ended, seq LIMIT ?" for state, sql in _ENDED.items()}
 _OLD: Final = {state: f"{sql} AND ended <= ? ORDER BY ended, seq LIMIT ?" for state, sql in _ENDED.items()}
+
+_COLUMNS: Final = [name.strip() for name in RECORD.split(",")]
+DAMAGED: Final = "StoreCorruptError: the stored job has values it cannot have"
 
 COMPLETED_KIND: Final = 0
 FAILED_KIND: Final = 1
@@ -214,11 +220,15 @@ def _within_rate(queue: Queue, req: Step, rows: Rows, now: int) -> Rows:
 def _start(work: Work, queue: Queue, req: Step, rows: Rows) -> Plan[list[Claimed]]:
     now, token, worker = work.now, req.token, req.worker
     lease = now + req.lease_ms
+    fine = [row for row in rows if RECORDS.fits(row)]
+    if len(fine) < len(rows):
+        yield from _park_damaged(work, queue, [row for row in rows if not RECORDS.fits(row)])
+        rows = fine
     first = queue.back + 1
     queue.back += len(rows)
     yield Many(_CLAIM, [(seq, token, lease, now, worker, row[0]) for seq, row in enumerate(rows, first)])
     prioritized = sum(1 for row in rows if row[6] > 0)
-    queue.tally[7] -= prioritized
+    queue.tally[PRIORITIZED] -= prioritized
     queue.tally[READY] -= len(rows) - prioritized
     queue.tally[ACTIVE] += len(rows)
     if any(row[30] for row in rows):
@@ -262,6 +272,20 @@ def _start(work: Work, queue: Queue, req: Step, rows: Rows) -> Plan[list[Claimed
         jobs.append(tuple.__new__(Claimed, (record, held)))
         events.append(("active", id_, FROM_WAITING))
     return jobs
+
+
+def _park_damaged(work: Work, queue: Queue, rows: Rows) -> Plan[None]:
+    """Fail jobs whose rows cannot be, with harmless values in them, so that the queue goes on."""
+    for row in rows:
+        harmless = RECORDS.repaired(row)
+        queue.tally[PRIORITIZED if not isinstance(row[6], int) or row[6] > 0 else READY] -= 1
+        queue.tally[FAILED] += 1
+        columns = {
+            name: harmless[place] for place, name in enumerate(_COLUMNS) if place and row[place] != harmless[place]
+        }
+        columns.update(state=FAILED, ended=work.now, seq=queue.behind(), reason=DAMAGED)
+        yield from update(row[0], **columns)
+        queue.events.append(("failed", harmless[1], {"failedReason": DAMAGED, "prev": "waiting"}))
 
 
 # --- settling ---------------------------------------------------------------------------------------------------------
@@ -512,7 +536,7 @@ def heads_held(q: int, held: Sequence[Held]) -> Plan[dict[str, Head]]:
         rows = yield f"{SELECT_HEADS} WHERE n IN ({marks(len(piece))})", padded(piece)
         for row in rows:
             if row[1] == q:
-                found[row[2]] = Head(*row)
+                found[row[2]] = head_of(row)
     missing = [one.id for one in held if one.id not in found]
     if missing:
         found.update((yield from heads_by_id(q, missing)))

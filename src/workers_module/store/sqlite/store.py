@@ -205,18 +205,22 @@ class SqliteStore:
         if self._info is None or self._pid != os.getpid():
             return
         self._info = None
-        poller, self._poller = self._poller, None
-        if poller is not None:
-            poller.cancel()
         lanes = [lane for lane in (self._writer, self._reader) if lane is not None]
+        for lane in lanes:
+            # Told before the first await: a cancelled close ends them as well.
+            lane.stop()
+        poller, self._poller = self._poller, None
         ticker, self._ticker = self._ticker, None
         if ticker is not None:
             ticker.close()
-        with anyio.CancelScope(shield=True):
-            for lane in lanes:
-                await lane.close()
         self._hub.hint_all()
         self._news.hint_all()
+        with anyio.CancelScope(shield=True):
+            if poller is not None:
+                poller.cancel()
+                await asyncio.wait([poller])
+            for lane in lanes:
+                await lane.stopped()
 
     async def now(self) -> int:
         """Do what `Store.now` says."""
@@ -272,7 +276,7 @@ class SqliteStore:
 
     def _poll(self) -> None:
         """Look for the writes of others as long as somebody waits."""
-        if self._poller is None:
+        if self._poller is None or self._poller.done():
             self._poller = asyncio.create_task(self._polling(), name="look for writes to the SQLite file")
 
     async def _polling(self) -> None:

@@ -5,7 +5,7 @@ from typing import Final
 
 from workers_module.store.base import Sweep, SweepReply
 from workers_module.store.planning import CRASHED, MAX_TRIMMED, slot_job_id
-from workers_module.store.sqlite.rows import SELECT_HEADS, Head, head_by_id
+from workers_module.store.sqlite.rows import SELECT_HEADS, Head, head_by_id, head_of
 from workers_module.store.sqlite.stepping import expire, next_due, promote
 from workers_module.store.sqlite.work import (
     ACTIVE,
@@ -53,6 +53,7 @@ def sweep(work: Work, req: Sweep) -> Plan[SweepReply]:
     more = time.monotonic() >= stop
     idle = yield from _idle(queue)
     queue.swept = -1 if more else work.now
+    work.tidy = True
     if (recovered or hinted) and not queue.paused:
         work.hint(queue, len(recovered) + hinted)
     wake_at = yield from next_due(queue)
@@ -66,7 +67,7 @@ def _recover(work: Work, queue: Queue, req: Sweep, stop: float) -> Plan[list[str
         return recovered
     while True:
         rows = yield _ABANDONED, (queue.q, work.now, work.now - req.interval_ms)
-        heads = [Head(*row) for row in rows]
+        heads = [head_of(row) for row in rows]
         spared = yield from _spared(heads)
         changes: list[tuple[int, str | None, int]] = []
         # The last started goes in front first, so that in the end the first started stands before it.

@@ -8,6 +8,7 @@ same code runs on the store's own thread and inside a transaction of the applica
 from collections.abc import Generator, Iterable, Sequence
 from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 
+from workers_module.errors import StoreCorruptError
 from workers_module.job.record import ChildPolicy
 from workers_module.store.base import MAX_EVENTS
 from workers_module.store.codec import EventParts, dump_events, dump_tags, load_tags
@@ -185,6 +186,14 @@ class Queue:
         )
 
 
+def _tags(body: str) -> tuple[str, ...]:
+    try:
+        return load_tags(body)
+    except StoreCorruptError:
+        # Nobody asks for these jobs then; the others of the queue go on.
+        return ()
+
+
 class Tagsets:
     """The sets of tags seen so far, by queue.
 
@@ -208,7 +217,7 @@ class Tagsets:
             known = self._by_queue[q] = [()]
         if len(known) <= count:
             rows = yield "SELECT tags FROM wm_tagset WHERE q = ? AND id >= ? ORDER BY id", (q, len(known))
-            known.extend(load_tags(tags) for (tags,) in rows)
+            known.extend(_tags(body) for (body,) in rows)
         return known
 
     def number(self, queue: Queue, tags: tuple[str, ...]) -> Plan[int]:
@@ -296,13 +305,15 @@ def trim_events(queue: Queue) -> Plan[None]:
 class Work:
     """One call: its instant, the queues it touches, and the hints to be given when it is committed."""
 
-    __slots__ = ("_before", "hints", "ledger", "now", "tagsets")
+    __slots__ = ("_before", "hints", "ledger", "now", "tagsets", "tidy")
 
     def __init__(self, now: int, tagsets: Tagsets, ledger: Ledger) -> None:
         self.now = now
         self.tagsets = tagsets
         self.ledger = ledger
         self.hints: dict[str, int] = {}
+        self.tidy = False
+        """Whether this is a good moment to give free pages back."""
         self._before: dict[Queue, tuple[Row, int] | None] = {}
         """The queues touched, as they were before; None for those this call has read first."""
 

@@ -82,6 +82,7 @@ class Lane:
         self._calls: queue.SimpleQueue[Call | None] = queue.SimpleQueue()
         self._version = connection.version()
         self._foreign = False
+        self._tidy = False
         self._stopped: asyncio.Future[None] = self._loop.create_future()
         self._closing = False
         self._thread = threading.Thread(target=self._run, name=f"workers-sqlite-{name}", daemon=True)
@@ -102,11 +103,14 @@ class Lane:
         self._calls.put(Call(future, None, None))
         return future
 
-    async def close(self) -> None:
-        """Finish what is queued, and end the thread."""
+    def stop(self) -> None:
+        """Let the thread finish what is queued, and end."""
         if not self._closing:
             self._closing = True
             self._calls.put(None)
+
+    async def stopped(self) -> None:
+        """Wait for the end of the thread."""
         await asyncio.shield(self._stopped)
         # That was the last thing the thread did.
         self._thread.join()
@@ -186,6 +190,11 @@ class Lane:
                         hints.setdefault(told, 0)
                 connection.raw.execute("COMMIT")
                 self.transactions += 1
+                if self._tidy:
+                    self._tidy = False
+                    # The results are safe; what is not given back today will be tomorrow.
+                    with suppress(sqlite3.Error):
+                        connection.give_back()
         except BaseException:
             self._tagsets.clear()
             with suppress(sqlite3.Error):
@@ -230,6 +239,7 @@ class Lane:
         if not alone:
             execute("RELEASE wm_call")
         results.append((call, True, result))
+        self._tidy = self._tidy or work.tidy
         for name, jobs in work.hints.items():
             hints[name] = hints.get(name, 0) + jobs
 
