@@ -12,11 +12,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import cast
 from uuid import uuid4
 
 import pytest
@@ -140,8 +141,7 @@ def redis_place() -> Generator[tuple[str, str]]:
     if url := os.environ.get("WORKERS_TEST_REDIS_URL"):
         yield url, prefix
         with redis.Redis.from_url(url) as client:
-            keys: list[bytes] = list(client.scan_iter(match=f"{prefix}*", count=1_000))
-            for key in keys:
+            for key in cast("Iterator[bytes]", client.scan_iter(match=f"{prefix}*", count=1_000)):
                 client.unlink(key)
         return
     with redis_server() as server:

@@ -80,6 +80,9 @@ class CutOffError(StoreUnavailableError):
 
 def translate(error: Exception, place: str) -> StoreError | ConfigurationError:
     """Return one of our errors for one of the driver's; what reached the server is `CutOffError` of the caller."""
+    # Of some kinds of connections a refusal comes wrapped.
+    if isinstance(error.__cause__, raised.ResponseError | raised.AuthenticationError):
+        error = error.__cause__
     text = str(error)
     word = text.split(" ", 1)[0].rstrip(":,")
     if isinstance(error, raised.AuthenticationError | raised.NoPermissionError) or word in _DENIED:

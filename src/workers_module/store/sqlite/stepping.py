@@ -8,7 +8,7 @@ from workers_module.job.outcome import Completed, Failed, Keep, Outcome, Release
 from workers_module.job.record import JobRecord, ParentRef
 from workers_module.job.state import JobState
 from workers_module.store.base import Claimed, Held, RateLimit, RenewReply, Settle, SettleCode, Step, StepReply
-from workers_module.store.planning import earliest, rate_of
+from workers_module.store.planning import earliest, leads_to, rate_of
 from workers_module.store.sqlite import adding, flows
 from workers_module.store.sqlite.rows import (
     PART_REASON,
@@ -556,13 +556,7 @@ def _late(head: Head, held: Held, outcome: Outcome) -> SettleCode:
     """Tell an outcome that was carried out before from one whose lease is lost."""
     if head.state == ACTIVE or head.fence != held.fence:
         return SettleCode.LEASE_LOST
-    if type(outcome) is Completed:
-        done = head.state == COMPLETED
-    elif type(outcome) is Failed:
-        done = head.state == FAILED
-    else:
-        done = head.state not in {COMPLETED, FAILED}
-    return SettleCode.ALREADY if done else SettleCode.LEASE_LOST
+    return SettleCode.ALREADY if leads_to(outcome, head.shown_state) else SettleCode.LEASE_LOST
 
 
 def _returned(result: bytes) -> dict[str, str]:

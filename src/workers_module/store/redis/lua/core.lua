@@ -577,7 +577,7 @@ local function child_failed(key, parent_key, parent, reason)
   local field = child_field(key)
   if policy == 'fpof' then
     call('ZADD', parent_key .. ':unsuccessful', NOW, key)
-    local noted = call('HGET', parent_key, field) or int(call('HINCRBY', parent_key, 'wm:n', 1))
+    local noted = call('HGET', parent_key, field) or ''
     call('HSET', parent_key, field, string.match(noted, '^%d*') .. ':' .. reason)
     local p, id = split(parent_key)
     local state = state_of(p, id)

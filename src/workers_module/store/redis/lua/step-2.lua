@@ -358,7 +358,8 @@ end
 -- A list entry without a hash, or one that is no job: parked, so that the queue goes on.
 local function park(p, id)
   local key = p.k .. id
-  if redis.pcall('HSET', key, 'failedReason', 'stored job is missing or damaged').err then
+  local set = redis.pcall('HSET', key, 'failedReason', 'stored job is missing or damaged')
+  if type(set) == 'table' and set.err then
     call('DEL', key)
     call('HSET', key, 'failedReason', 'stored job is missing or damaged')
   end
