@@ -7,12 +7,11 @@ that just came are started, so that store and worker work at the same time. Noth
 import asyncio
 import logging
 import math
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, replace
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import anyio
 
@@ -21,6 +20,7 @@ from workers_module.job.events import WorkerEvent, WorkerEventName
 from workers_module.job.outcome import Release
 from workers_module.job.record import Token
 from workers_module.store.base import Claimed, Held, Settle, SettleCode, Step, StepReply, Store
+from workers_module.worker.eager import begin
 from workers_module.worker.executor import Executor
 from workers_module.worker.gate import Gate
 from workers_module.worker.handler import Handler, QueuePlan
@@ -33,7 +33,6 @@ from workers_module.worker.ticker import Admission, Ticker
 
 _log = logging.getLogger(__name__)
 
-T = TypeVar("T")
 
 BATCH: Final = 50
 """The most jobs one call settles, and claims."""
@@ -343,7 +342,7 @@ class Consumer:
         self._unsure = None
         self._coming += take
         self._note_claim(request)
-        return _Call(request, batch, _spawn(self._store.step(request)))
+        return _Call(request, batch, begin(self._store.step(request)))
 
     def _next_batch(self) -> list[Run | Unrun]:
         batch = self._out[:BATCH]
@@ -368,7 +367,7 @@ class Consumer:
             # The same outcomes under the same token: what the lost call did is not done twice.
             request = replace(call.request, resume=call.request.resume or call.request.take > 0)
             call.request, call.repeated = request, True
-            call.task = _spawn(self._store.step(request))
+            call.task = begin(self._store.step(request))
         except Exception:
             # The last words of this consumer may still get through.
             self._call = None
@@ -567,7 +566,7 @@ class Consumer:
         self._coming += request.take
         self._note_claim(request)
         self._wait_request = request
-        self._wait = _spawn(self._store.wait(request, timeout))
+        self._wait = begin(self._store.wait(request, timeout))
         self._wait.add_done_callback(lambda _: self._wake.set())
 
     def _look_at_wait(self) -> None:
@@ -671,14 +670,6 @@ class Consumer:
     def _tell_error(self, error: StoreError) -> None:
         if self._hooks.wants("error", self.queue):
             self._hooks.tell(WorkerEvent(name="error", queue=self.queue, error=error))
-
-
-def _spawn(call: Coroutine[Any, Any, T]) -> "asyncio.Task[T]":
-    """Begin a call; where Python can, up to its first wait, so that the request is on its way before the jobs start."""
-    loop = asyncio.get_running_loop()
-    if sys.version_info >= (3, 12):
-        return asyncio.Task(call, loop=loop, eager_start=True)
-    return loop.create_task(call)
 
 
 async def _bounded(call: Coroutine[Any, Any, None]) -> None:
