@@ -68,6 +68,7 @@ NAMES = ("send", "tidy")
 KNOWN = (*IDS, "1", "2", "3")
 """Ids that jobs are likely to have, chosen ones too."""
 TAGS = ((), (), (), ("eu",), ("gpu",), ("eu", "gpu"))
+START = FrozenClock().now_ms()
 SPANS = (0, 1, 50, 999, 1_000, 1_001, 5_000, 60_000)
 
 queues = st.sampled_from(QUEUES)
@@ -107,6 +108,9 @@ def specs(*, parent: Any = None, dedup: st.SearchStrategy[DedupSpec | None] = de
         parent=st.just(parent),
         policy=policies,
         on_crash=st.sampled_from(["retry", "retry", "fail"]),
+        timestamp=st.sampled_from([None, None, None, START - 1_000, START + 1_000]),
+        due=st.sampled_from([None, None, None, START - 1, START + 1_000, START + 5_000]),
+        schedule=st.none(),
     )
 
 
@@ -141,7 +145,7 @@ def distinct(flow: list[JobSpec]) -> list[JobSpec]:
     for job in flow:
         twice = job.id is not None and (job.queue, job.id) in seen
         seen.add((job.queue, job.id))
-        kept.append(replace(job, id=None) if twice else job)
+        kept.append(job._replace(id=None) if twice else job)
     return kept
 
 
@@ -238,17 +242,17 @@ class Fleet(RuleBasedStateMachine):
 
     @rule(children=st.lists(specs(dedup=st.none()), min_size=1, max_size=3), parent=specs(dedup=st.none()))
     def add_flow(self, children: list[JobSpec], parent: JobSpec) -> None:
-        flow = distinct([*(replace(child, parent=len(children)) for child in children), parent])
+        flow = distinct([*(child._replace(parent=len(children)) for child in children), parent])
         self.both(lambda store: store.add(flow))
 
     @rule(leaf=specs(dedup=st.none()), middle=specs(dedup=st.none()), top=specs(dedup=st.none()))
     def add_tree(self, leaf: JobSpec, middle: JobSpec, top: JobSpec) -> None:
-        tree = distinct([replace(leaf, parent=1), replace(middle, parent=2), top])
+        tree = distinct([leaf._replace(parent=1), middle._replace(parent=2), top])
         self.both(lambda store: store.add(tree))
 
     @rule(child=specs(dedup=st.none()), queue=queues, parent=known)
     def add_child(self, child: JobSpec, queue: str, parent: str) -> None:
-        self.both(lambda store: store.add([replace(child, parent=ParentRef(queue, parent))]))
+        self.both(lambda store: store.add([child._replace(parent=ParentRef(queue, parent))]))
 
     # --- working
 
@@ -456,7 +460,7 @@ class Fleet(RuleBasedStateMachine):
         self, queue: str, id: str, definition: ScheduleDefinition, job: JobSpec, in_ms: int, paused: bool
     ) -> None:
         slot = self.clock.now_ms() + in_ms
-        put = PutSchedule(id=id, definition=definition, slot=slot, job=replace(job, queue=queue), paused=paused)
+        put = PutSchedule(id=id, definition=definition, slot=slot, job=job._replace(queue=queue), paused=paused)
         if self.both(lambda store: store.schedule(queue, [put])) == [[True], [True]]:
             self.slots[queue, id] = slot
 
@@ -464,7 +468,7 @@ class Fleet(RuleBasedStateMachine):
     @rule(pick=picks, by=st.sampled_from([-1, 0, 1, 1_000, 5_000]), job=specs(dedup=st.none()), replacing=st.booleans())
     def fire_slot(self, pick: int, by: int, job: JobSpec, replacing: bool) -> None:
         (queue, id), slot = list(self.slots.items())[pick % len(self.slots)]
-        fire = FireSlot(id=id, from_slot=slot, slot=slot + by, job=replace(job, queue=queue), replace=replacing)
+        fire = FireSlot(id=id, from_slot=slot, slot=slot + by, job=job._replace(queue=queue), replace=replacing)
         if self.both(lambda store: store.schedule(queue, [fire])) == [[True], [True]]:
             self.slots[queue, id] = slot + by
 

@@ -28,7 +28,7 @@ from workers_module.errors import (
     StoreUnavailableError,
     TooLargeError,
 )
-from workers_module.job.encoding import MAX_BYTES, decode, dump, encode, validate
+from workers_module.job.encoding import MAX_BYTES, Coder, coder, encode
 from workers_module.job.kind import JobKind
 from workers_module.job.names import MAX_KEY_BYTES, check_name
 from workers_module.job.options import Dedup, JobOptions, Repeat, check, from_bullmq, merge, write_options
@@ -352,7 +352,7 @@ class Producer:
         merged = plan.options
         if options or bullmq:
             merged = check(merge(plan.options, from_bullmq(bullmq or {}), options or JobOptions()), plan.where)
-        value = validate(data, plan.adapter, what=plan.what)
+        value = plan.coder.validate(data, plan.what)
         if plan.singleton is not False and not merged.keys() & {"deduplication", "repeat"}:
             key = _singleton_key(plan, value)
             merged = check(merge(merged, JobOptions(deduplication=Dedup.simple(key))), plan.where)
@@ -363,11 +363,13 @@ class Producer:
             raise ConfigurationError(
                 f"{plan.where}: a job with a parent or children cannot be deduplicated or a singleton"
             )
-        raw = dump(value, plan.adapter, what=plan.what, max_bytes=self._max_bytes, exact_integers=self._exact_integers)
+        raw = plan.coder.dump(value, plan.what, max_bytes=self._max_bytes, exact_integers=self._exact_integers)
         if merged is plan.options:
-            return Prepared(JobSpec(data=raw, parent=parent, **plan.fields), plan.kind, merged)
-        owner = merged.get("parent") if parent is None else parent
-        return Prepared(JobSpec(data=raw, parent=owner, **_fields(queue, name, merged)), plan.kind, merged)
+            # One per job: built without the keyword handling of the class, which costs more than all the rest.
+            spec = tuple.__new__(JobSpec, (queue, name, raw, parent, *plan.more))
+        else:
+            spec = JobSpec(queue, name, raw, merged.get("parent") if parent is None else parent, *_more(merged))
+        return Prepared(spec, plan.kind, merged)
 
     def check_payload(self, queue: str, name: str, data: bytes) -> None:
         """Refuse stored data that is no payload of such a job, as its handler here would.
@@ -379,7 +381,7 @@ class Producer:
         """
         if len(data) > self._max_bytes:
             raise TooLargeError(f"payload of {queue}.{name}: {len(data):,} bytes; the limit is {self._max_bytes:,}")
-        decode(data, self._adapter(queue, name))
+        coder(self._adapter(queue, name)).decode(data)
 
     def _prepare_single(
         self,
@@ -415,9 +417,9 @@ class Producer:
             where=where,
             what=f"payload of {where}",
             kind=kind,
-            adapter=self._adapter(queue, name),
+            coder=coder(self._adapter(queue, name)),
             options=options,
-            fields=_fields(queue, name, options),
+            more=_more(options),
             singleton=False if kind is None else kind.singleton,
         )
         # Names may come from data: then the plans of old ones go.
@@ -446,9 +448,9 @@ class _Plan:
     where: str
     what: str
     kind: JobKind | None
-    adapter: TypeAdapter[Any] | None
+    coder: Coder
     options: JobOptions
-    fields: Mapping[str, Any]
+    more: tuple[Any, ...]
     singleton: bool | Callable[[Any], object]
 
 
@@ -465,26 +467,28 @@ def check_defaults(options: JobOptions, where: str) -> JobOptions:
     return check(options, where)
 
 
-def _fields(queue: str, name: str, options: JobOptions) -> dict[str, Any]:
-    """Return all that checked options say about a `JobSpec`, but its parent."""
+def _more(options: JobOptions) -> tuple[Any, ...]:
+    """Return all that checked options say about a `JobSpec`: its fields from the fifth on."""
     run_at = options.get("run_at")
     delay = options.get("delay")
     dedup = cast("Dedup | None", options.get("deduplication"))
-    return {
-        "queue": queue,
-        "name": name,
-        "opts": write_options(options),
-        "id": options.get("job_id"),
-        "priority": options.get("priority", 0),
-        "lifo": options.get("lifo", False),
-        "delay_ms": 0 if delay is None else duration_ms(delay),
-        "due": None if run_at is None else to_ms(run_at),
-        "max_attempts": options.get("attempts", 1),
-        "tags": tuple(options.get("tags", ())),
-        "dedup": None if dedup is None else DedupSpec(dedup.id, dedup.mode, dedup.ttl_ms),
-        "policy": ChildPolicy(options.get("on_failure", "fail_parent")),
-        "on_crash": options.get("on_crash", "retry"),
-    }
+    template = JobSpec(
+        queue="",
+        name="",
+        data=b"",
+        opts=write_options(options),
+        id=options.get("job_id"),
+        priority=options.get("priority", 0),
+        lifo=options.get("lifo", False),
+        delay_ms=0 if delay is None else duration_ms(delay),
+        due=None if run_at is None else to_ms(run_at),
+        max_attempts=options.get("attempts", 1),
+        tags=tuple(options.get("tags", ())),
+        dedup=None if dedup is None else DedupSpec(dedup.id, dedup.mode, dedup.ttl_ms),
+        policy=ChildPolicy(options.get("on_failure", "fail_parent")),
+        on_crash=options.get("on_crash", "retry"),
+    )
+    return template[4:]
 
 
 def _singleton_key(plan: _Plan, value: Any) -> str:

@@ -139,7 +139,7 @@ class ForegroundIntake:
             Exception: What the handler raised.
         """
         keep = Keep(count=0)
-        single = replace(spec, id=f"now-{uuid4().hex}", dedup=None, parent=None, tags=())
+        single = spec._replace(id=f"now-{uuid4().hex}", dedup=None, parent=None, tags=())
         async with self._claiming:
             await self._store.add([_at_once(single)])
             claimed = await self._claim(Counter([(spec.queue, ())]))
@@ -233,7 +233,7 @@ class ForegroundIntake:
 
 def _at_once(spec: JobSpec) -> JobSpec:
     # In front of whatever a pause has left behind, so that the claim brings this job.
-    return replace(spec, delay_ms=0, due=None, priority=0, lifo=True, max_attempts=1)
+    return spec._replace(delay_ms=0, due=None, priority=0, lifo=True, max_attempts=1)
 
 
 def _is_new(added: Added) -> bool:

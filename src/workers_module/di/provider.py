@@ -300,7 +300,7 @@ class Attempt:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is None:
-            await self._child.close()
+            await self._child.__aexit__(None, None, None)
         else:
             await _close(self._child, error)
 

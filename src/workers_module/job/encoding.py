@@ -9,7 +9,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Hashable, Iterator, Mapping
-from dataclasses import dataclass, field, is_dataclass
+from dataclasses import is_dataclass
 from functools import lru_cache
 from typing import Any, Final, cast
 from weakref import WeakKeyDictionary
@@ -35,6 +35,9 @@ MAX_EXACT: Final = 2**53 - 1
 """Readers that know floating-point numbers only keep integers up to here."""
 MAX_PATH: Final = 200
 
+# In fewer bytes nothing can be nested too deeply.
+_SHALLOW: Final = 2 * MAX_DEPTH
+
 _BYTES: Final[tuple[type, ...]] = (bytes, bytearray, memoryview)
 _JSON: Final = TypeAdapter[Any](JsonValue, config=ConfigDict(ser_json_inf_nan="constants"))
 # What pydantic makes of the commonest keys that are not text.
@@ -57,7 +60,7 @@ def encode(
     max_bytes: int = MAX_BYTES,
     exact_integers: bool = True,
 ) -> bytes:
-    """Validate a value and write it as JSON.
+    """Validate a value and write it as JSON; see `Coder.encode`.
 
     Args:
         value: The payload, result or progress.
@@ -71,77 +74,17 @@ def encode(
         PayloadError: JSON cannot carry the value, or it passes a limit; the subclass says why, ``path`` where.
         pydantic.ValidationError: The value does not fit its type.
     """
-    return dump(
-        validate(value, adapter, what=what), adapter, what=what, max_bytes=max_bytes, exact_integers=exact_integers
-    )
-
-
-def validate(value: object, adapter: TypeAdapter[Any] | None, *, what: str) -> Any:
-    """Return the value as its type makes it: the first half of `encode`.
-
-    Raises:
-        TooDeepError: The value contains itself.
-        pydantic.ValidationError: The value does not fit its type.
-    """
-    if adapter is None or _form(adapter).unchecked:
-        return value
-    try:
-        return adapter.validator.validate_python(value)
-    except ValidationError as error:
-        for fault in error.errors(include_url=False, include_context=False, include_input=False):
-            if fault["type"].startswith("recursion"):
-                raise TooDeepError(f"{what}: the data contains itself, or is nested too deeply") from None
-        raise
-
-
-def dump(
-    value: object,
-    adapter: TypeAdapter[Any] | None,
-    *,
-    what: str,
-    max_bytes: int = MAX_BYTES,
-    exact_integers: bool = True,
-) -> bytes:
-    """Write a validated value as JSON: the second half of `encode`.
-
-    Raises:
-        PayloadError: JSON cannot carry the value, or it passes a limit.
-    """
-    form = _UNCHECKED if adapter is None else _form(adapter)
-    raw = _dump_plain(value, what) if form.plain else _dump_typed(value, form, what)
-    if len(raw) > max_bytes:
-        raise TooLargeError(f"{what}: {len(raw):,} bytes of JSON; the limit is {max_bytes:,}")
-    if raw.count(b"[") + raw.count(b"{") > MAX_DEPTH and _depth(raw) > MAX_DEPTH:
-        raise TooDeepError(f"{what}: nested deeper than {MAX_DEPTH}")
-    if len(raw) > _READABLE_DIGITS and _UNREADABLE.search(raw):
-        look = _Walk(what).plain if form.plain else _Walk(what).blame
-        look(value)
-    if not exact_integers and _MANY_DIGITS.search(raw):
-        _Walk(what, exact_integers=False).plain(json.loads(raw))
-    return raw
+    return coder(adapter).encode(value, what, max_bytes=max_bytes, exact_integers=exact_integers)
 
 
 def decode(raw: bytes, adapter: TypeAdapter[Any] | None) -> Any:
-    """Read what `encode`, or another producer, wrote.
-
-    Fields are found by their name and by their alias.
+    """Read what `encode`, or another producer, wrote; see `Coder.decode`.
 
     Raises:
         pydantic.ValidationError: The data does not fit its type.
         StoreCorruptError: The bytes are not JSON.
     """
-    if adapter is None or _form(adapter).unchecked:
-        try:
-            return from_json(raw)
-        except ValueError:
-            return _decode_leniently(raw)
-    try:
-        return adapter.validator.validate_json(raw, by_alias=True, by_name=True)
-    except ValidationError as error:
-        # Only what the parser refuses is read a second time: the other parties may write what it does not.
-        if any(fault["type"] == "json_invalid" for fault in error.errors(include_url=False, include_input=False)):
-            return adapter.validator.validate_python(_decode_leniently(raw), by_alias=True, by_name=True)
-        raise
+    return coder(adapter).decode(raw)
 
 
 def _decode_leniently(raw: bytes) -> Any:
@@ -152,29 +95,146 @@ def _decode_leniently(raw: bytes) -> Any:
         raise StoreCorruptError(f"stored data of {len(raw):,} bytes is not JSON") from None
 
 
-@dataclass(frozen=True, slots=True)
-class _Form:
-    """What is known about a type before any of its values.
+class Coder:
+    """Writes and reads the values of one type. What is known about the type is looked up once; see `coder`."""
 
-    Attributes:
-        unchecked: It accepts everything.
-        plain: Its values are JSON as they are, so that nothing else may occur in them.
-        floats: Its values may have numbers that JSON does not have, which pydantic writes as null.
-        opaque: A part of it is of type `Any`, and nothing in it is written in a way of its own.
-        text_keys: None of its mappings has keys that are not text.
-        serializer: Writes a value.
-    """
+    __slots__ = ("_floats", "_opaque", "_plain", "_serializer", "_text_keys", "_unchecked", "_validator")
 
-    unchecked: bool
-    plain: bool
-    floats: bool = False
-    opaque: bool = False
-    text_keys: bool = True
-    serializer: Any = field(default=None, repr=False)
+    def __init__(
+        self,
+        adapter: TypeAdapter[Any] | None,
+        *,
+        plain: bool = True,
+        floats: bool = False,
+        opaque: bool = False,
+        text_keys: bool = True,
+    ) -> None:
+        """Keep what `coder` found out.
+
+        Args:
+            adapter: The type; None for one that accepts everything.
+            plain: Its values are JSON as they are, so that nothing else may occur in them.
+            floats: Its values may have numbers that JSON does not have, which pydantic writes as null.
+            opaque: A part of it is of type `Any`, and nothing in it is written in a way of its own.
+            text_keys: None of its mappings has keys that are not text.
+        """
+        self._unchecked = adapter is None
+        self._validator = (adapter or _JSON).validator
+        self._serializer = (adapter or _JSON).serializer
+        self._plain = plain
+        self._floats = floats
+        self._opaque = opaque
+        self._text_keys = text_keys
+
+    def encode(self, value: object, what: str, *, max_bytes: int = MAX_BYTES, exact_integers: bool = True) -> bytes:
+        """Validate a value and write it as JSON.
+
+        Raises:
+            PayloadError: JSON cannot carry the value, or it passes a limit; the subclass says why, ``path`` where.
+            pydantic.ValidationError: The value does not fit its type.
+        """
+        return self.dump(self.validate(value, what), what, max_bytes=max_bytes, exact_integers=exact_integers)
+
+    def validate(self, value: object, what: str) -> Any:
+        """Return the value as its type makes it: the first half of `encode`.
+
+        Raises:
+            TooDeepError: The value contains itself.
+            pydantic.ValidationError: The value does not fit its type.
+        """
+        if self._unchecked:
+            return value
+        try:
+            return self._validator.validate_python(value)
+        except ValidationError as error:
+            for fault in error.errors(include_url=False, include_context=False, include_input=False):
+                if fault["type"].startswith("recursion"):
+                    raise TooDeepError(f"{what}: the data contains itself, or is nested too deeply") from None
+            raise
+
+    def dump(self, value: object, what: str, *, max_bytes: int = MAX_BYTES, exact_integers: bool = True) -> bytes:
+        """Write a validated value as JSON: the second half of `encode`.
+
+        Raises:
+            PayloadError: JSON cannot carry the value, or it passes a limit.
+        """
+        raw = _dump_plain(value, what) if self._plain else self._dump_typed(value, what)
+        if len(raw) > max_bytes:
+            raise TooLargeError(f"{what}: {len(raw):,} bytes of JSON; the limit is {max_bytes:,}")
+        if len(raw) > _SHALLOW:
+            if raw.count(b"[") + raw.count(b"{") > MAX_DEPTH and _depth(raw) > MAX_DEPTH:
+                raise TooDeepError(f"{what}: nested deeper than {MAX_DEPTH}")
+            if len(raw) > _READABLE_DIGITS and _UNREADABLE.search(raw):
+                look = _Walk(what).plain if self._plain else _Walk(what).blame
+                look(value)
+        if not exact_integers and _MANY_DIGITS.search(raw):
+            _Walk(what, exact_integers=False).plain(json.loads(raw))
+        return raw
+
+    def decode(self, raw: bytes) -> Any:
+        """Read what `encode`, or another producer, wrote.
+
+        Fields are found by their name and by their alias.
+
+        Raises:
+            pydantic.ValidationError: The data does not fit its type.
+            StoreCorruptError: The bytes are not JSON.
+        """
+        if self._unchecked:
+            try:
+                return from_json(raw)
+            except ValueError:
+                return _decode_leniently(raw)
+        try:
+            return self._validator.validate_json(raw, by_alias=True, by_name=True)
+        except ValidationError as error:
+            # Only what the parser refuses is read a second time: the other parties may write what it does not.
+            if any(fault["type"] == "json_invalid" for fault in error.errors(include_url=False, include_input=False)):
+                return self._validator.validate_python(_decode_leniently(raw), by_alias=True, by_name=True)
+            raise
+
+    def _dump_typed(self, value: object, what: str) -> bytes:
+        to_python = self._serializer.to_python
+        raw: bytes | None
+        # What is raised below must not have pydantic's own errors as its context: they show the data.
+        try:
+            raw = self._serializer.to_json(value, by_alias=True, round_trip=True, warnings=False)
+        except (ValueError, RecursionError):
+            raw = None
+        if raw is None:
+            _Walk(what).blame(value)
+            raise NotSerializableError(f"{what}: pydantic cannot write a {_type_name(value)} as JSON")
+        if self._floats and b"null" in raw:
+            # Most nulls are None: one look at the text of it all is cheaper than a walk.
+            text = repr(to_python(value, round_trip=True, warnings=False))
+            if "nan" in text or "inf" in text:
+                _Walk(what).plain(to_python(value, mode="json", by_alias=True, round_trip=True, warnings=False))
+                if self._opaque:
+                    _Walk(what, floats=True).blame(value)
+        if self._opaque and self._text_keys and _TURNED_KEY.search(raw):
+            _Walk(what, keys=True).blame(value)
+        return raw
+
+    def look_inside(self, value: Any, what: str, path: str, depth: int) -> None:
+        """Raise the fault of a value of this type that would be written without one."""
+        if self._opaque:
+            _Walk(what, floats=True, keys=self._text_keys).blame(value, path, depth)
 
 
-_UNCHECKED: Final = _Form(unchecked=True, plain=True)
-_forms: "WeakKeyDictionary[TypeAdapter[Any], _Form]" = WeakKeyDictionary()
+_coders: "WeakKeyDictionary[TypeAdapter[Any], Coder]" = WeakKeyDictionary()
+
+
+def coder(adapter: TypeAdapter[Any] | None) -> Coder:
+    """Return what writes and reads the values of a type; None, like an adapter of `Any`, takes data as it is."""
+    if adapter is None:
+        return _UNCHECKED
+    found = _coders.get(adapter)
+    if found is None:
+        found = _coders[adapter] = _coder_of(adapter)
+    return found
+
+
+_UNCHECKED: Final = Coder(None)
 
 _PLAIN_TYPES: Final = frozenset(
     {
@@ -200,19 +260,12 @@ _PLAIN_TYPES: Final = frozenset(
 _MAY_BE_NAN: Final = frozenset({"any", "float", "complex", "decimal"})
 
 
-def _form(adapter: TypeAdapter[Any]) -> _Form:
-    form = _forms.get(adapter)
-    if form is None:
-        form = _forms[adapter] = _read_form(adapter)
-    return form
-
-
 @lru_cache(maxsize=256)
 def _adapter(model: Hashable) -> TypeAdapter[Any]:
     return TypeAdapter(cast("Any", model))
 
 
-def _read_form(adapter: TypeAdapter[Any]) -> _Form:
+def _coder_of(adapter: TypeAdapter[Any]) -> Coder:
     schema = adapter.core_schema
     if schema["type"] == "any":
         return _UNCHECKED
@@ -229,13 +282,12 @@ def _read_form(adapter: TypeAdapter[Any]) -> _Form:
     plain = open_ended and text_keys and not written_otherwise and types <= _PLAIN_TYPES
     # A function may put anything in place of what its inner schema describes.
     floats = bool(types & _MAY_BE_NAN) or any(kind.startswith("function") for kind in types)
-    return _Form(
-        unchecked=False,
+    return Coder(
+        adapter,
         plain=plain,
         floats=floats or open_ended,
         opaque=open_ended and not written_otherwise,
         text_keys=text_keys,
-        serializer=adapter.serializer,
     )
 
 
@@ -254,40 +306,17 @@ def _parts(schema: Any) -> Iterator[Mapping[str, Any]]:
 
 
 def _dump_plain(value: object, what: str) -> bytes:
-    raw = _written(lambda: _JSON.serializer.to_json(_JSON.validator.validate_python(value)))
+    raw: bytes | None
+    try:
+        raw = _JSON.serializer.to_json(_JSON.validator.validate_python(value))
+    except (ValueError, RecursionError):
+        raw = None
     if raw is None:
         # Not JSON as it is: models and tuples have a form in JSON, and of the rest the walk says where it stands.
-        raw = json.dumps(_Walk(what).plain(value), ensure_ascii=False, separators=(",", ":")).encode()
-    elif b"NaN" in raw or b"Infinity" in raw:
+        return json.dumps(_Walk(what).plain(value), ensure_ascii=False, separators=(",", ":")).encode()
+    if b"NaN" in raw or b"Infinity" in raw:
         _Walk(what).plain(value)
     return raw
-
-
-def _dump_typed(value: object, form: _Form, what: str) -> bytes:
-    raw = _written(lambda: form.serializer.to_json(value, by_alias=True, round_trip=True, warnings=False))
-    if raw is None:
-        _Walk(what).blame(value)
-        raise NotSerializableError(f"{what}: pydantic cannot write a {_type_name(value)} as JSON")
-    if form.floats and b"null" in raw:
-        # Most nulls are None: one look at the text of it all is cheaper than a walk.
-        text = repr(form.serializer.to_python(value, round_trip=True, warnings=False))
-        if "nan" in text or "inf" in text:
-            _Walk(what).plain(
-                form.serializer.to_python(value, mode="json", by_alias=True, round_trip=True, warnings=False)
-            )
-            if form.opaque:
-                _Walk(what, floats=True).blame(value)
-    if form.opaque and form.text_keys and _TURNED_KEY.search(raw):
-        _Walk(what, keys=True).blame(value)
-    return raw
-
-
-def _written(write: Callable[[], bytes]) -> bytes | None:
-    """Return what is written, or None where it cannot be: pydantic's own errors show the data."""
-    try:
-        return write()
-    except (ValueError, RecursionError):
-        return None
 
 
 def _depth(raw: bytes) -> int:
@@ -348,9 +377,7 @@ class _Walk:
 
     def _encoded(self, value: Any, path: str, depth: int) -> Any:
         """Return what a model makes of itself."""
-        form = _form(_adapter(cast("Hashable", type(value))))
-        if form.opaque:
-            _Walk(self._what, floats=True, keys=form.text_keys).blame(value, path, depth)
+        coder(_adapter(cast("Hashable", type(value)))).look_inside(value, self._what, path, depth)
         try:
             return to_jsonable_python(value, by_alias=True, round_trip=True)
         except (ValueError, RecursionError):

@@ -82,9 +82,10 @@ class DedupSpec:
     ttl_ms: int | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JobSpec:
-    """A job to add.
+class JobSpec(NamedTuple):
+    """A job to add; written with keywords.
+
+    A tuple rather than a dataclass because one is made for every job.
 
     Attributes:
         id: None lets the store choose one.
@@ -104,6 +105,7 @@ class JobSpec:
     queue: str
     name: str
     data: bytes
+    parent: ParentRef | int | None = None
     opts: bytes = b"{}"
     id: str | None = None
     timestamp: int | None = None
@@ -114,7 +116,6 @@ class JobSpec:
     max_attempts: int = 1
     tags: tuple[str, ...] = ()
     dedup: DedupSpec | None = None
-    parent: ParentRef | int | None = None
     policy: ChildPolicy = ChildPolicy.FAIL_PARENT
     on_crash: OnCrash = "retry"
     schedule: str | None = None

@@ -104,16 +104,21 @@ def check_specs(specs: Sequence[JobSpec]) -> frozenset[int]:
             parent or children.
     """
     parents: set[int] = set()
+    deduplicated: list[int] = []
     for index, spec in enumerate(specs):
-        if isinstance(spec.parent, int):
-            if not index < spec.parent < len(specs):
+        parent = spec.parent
+        if isinstance(parent, int):
+            if not index < parent < len(specs):
                 raise ConfigurationError(
-                    f"queue {spec.queue!r}: the spec at {index} names {spec.parent} as its parent; "
+                    f"queue {spec.queue!r}: the spec at {index} names {parent} as its parent; "
                     "a parent stands behind its children"
                 )
-            parents.add(spec.parent)
-    for index, spec in enumerate(specs):
-        if spec.dedup is not None and (spec.parent is not None or index in parents):
+            parents.add(parent)
+        if spec.dedup is not None:
+            deduplicated.append(index)
+    for index in deduplicated:
+        spec = specs[index]
+        if spec.parent is not None or index in parents:
             raise ConfigurationError(
                 f"queue {spec.queue!r}: job {spec.name!r} has a parent or children and cannot be deduplicated; "
                 "leave the deduplication out, or add it on its own"

@@ -6,7 +6,6 @@ import logging
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, Protocol, assert_never
 
 import anyio
@@ -22,7 +21,7 @@ from workers_module.errors import (
     StoreError,
     WorkersError,
 )
-from workers_module.job.encoding import decode, encode
+from workers_module.job.encoding import coder
 from workers_module.job.events import WorkerEvent, WorkerEventName
 from workers_module.job.job import Job
 from workers_module.job.kind import JobKind
@@ -86,15 +85,15 @@ class ExecutorSettings:
 class _Plan:
     """What a handler's runs share, looked up once."""
 
-    __slots__ = ("handler", "is_async", "no_payload", "read", "remote", "result", "timeout_ms")
+    __slots__ = ("handler", "is_async", "no_payload", "payload", "remote", "result", "timeout_ms")
 
     def __init__(self, handler: Handler, settings: ExecutorSettings, remotes: Mapping[Sandbox, Remote]) -> None:
         kind = handler.spec.kind
         self.handler = handler
         self.is_async = handler.spec.is_async
         self.no_payload = kind.payload is None or kind.payload is type(None)
-        self.read: Callable[[bytes], Any] = partial(decode, adapter=kind.payload_adapter)
-        self.result = kind.result_adapter
+        self.payload = coder(kind.payload_adapter)
+        self.result = coder(kind.result_adapter)
         self.timeout_ms = _own_timeout(kind, settings)
         self.remote = remotes.get(handler.spec.sandbox or settings.sandbox)
 
@@ -267,18 +266,20 @@ class Executor:
         if plan.remote is not None:
             # The limit is the runner's: waiting for a place there is no part of the run.
             raw = await plan.remote.run(record, context, limit)
-            run.result = decode(raw, plan.result)
+            run.result = plan.result.decode(raw)
             return raw
         call = run.handler.static
         if call is not None:
-            return self._encode(run, plan, await self._invoke(plan, call, job, context))
+            value = await call(job, context) if plan.is_async else await self._in_thread(call, job, context)
+            return self._encode(run, plan, value)
         opening = run.handler.opening
         if opening is None:
             raise WorkersError(f"{run.handler.spec.label} has neither a scope nor a static call")
         scope = opening(job, context)
         call = await scope.__aenter__()
         try:
-            raw = self._encode(run, plan, await self._invoke(plan, call, job, context))
+            value = await call(job, context) if plan.is_async else await self._in_thread(call, job, context)
+            raw = self._encode(run, plan, value)
         except BaseException as error:
             run.closing = True
             with anyio.CancelScope(shield=True):
@@ -297,7 +298,7 @@ class Executor:
         if plan.no_payload:
             return context.bind(None)
         try:
-            return context.bind(plan.read(record.data))
+            return context.bind(plan.payload.decode(record.data))
         except StoreCorruptError as error:
             context.fatal = error
             raise
@@ -305,16 +306,14 @@ class Executor:
             context.fatal = fault = unreadable(error)
             raise fault from None
 
-    async def _invoke(self, plan: _Plan, call: Call, job: Job[Any], context: JobContext) -> Any:
-        if plan.is_async:
-            return await call(job, context)
+    async def _in_thread(self, call: Call, job: Job[Any], context: JobContext) -> Any:
         result = await anyio.to_thread.run_sync(call, job, context, abandon_on_cancel=True, limiter=self._threads)
         return await result if inspect.isawaitable(result) else result
 
     def _encode(self, run: Run, plan: _Plan, value: Any) -> bytes:
         run.result = value
         try:
-            return encode(value, plan.result, what="result", max_bytes=self._settings.max_payload_bytes)
+            return plan.result.encode(value, "result", max_bytes=self._settings.max_payload_bytes)
         except (PayloadError, ValidationError) as error:
             run.context.fatal = error
             raise

@@ -58,7 +58,7 @@ class Fitted:
         if id is None:
             self._named += 1
             id = f"x{self._named}"
-        return replace(spec, id=id, tags=self._tags)
+        return spec._replace(id=id, tags=self._tags)
 
     def _plain(self, record: JobRecord | None) -> Any:
         if record is None or record.deferred is None or self._child is None:

@@ -726,7 +726,7 @@ class RedisStore:
 
     def _slot_job(self, queue: str, job: JobSpec) -> tuple[Argument, ...]:
         check_tags(queue, job.tags)
-        extras = spec_extras(replace(job, parent=None, dedup=None))
+        extras = spec_extras(job._replace(parent=None, dedup=None))
         return self._keys.place(queue, job.tags), job.name, job.data, job.opts, to_json(extras)
 
     async def lease(

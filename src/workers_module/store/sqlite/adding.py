@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import replace
 from typing import Final
 
 from workers_module.errors import ConfigurationError, JobNotFoundError, StoreCorruptError
@@ -355,7 +354,7 @@ def _deduplicate(work: Work, queue: Queue, spec: JobSpec, dedup: DedupSpec, id_:
     if mode == "extend":
         yield "UPDATE wm_dedup SET until = ? WHERE q = ? AND key = ?", (until, queue.q, dedup.key)
     elif mode == "keep_latest" and owner is not None and owner.state == ACTIVE:
-        kept = dump_spec(replace(spec, id=id_))
+        kept = dump_spec(spec._replace(id=id_))
         yield "UPDATE wm_dedup SET until = NULL, next = ? WHERE q = ? AND key = ?", (kept, queue.q, dedup.key)
     queue.events.append(_dropped(owner_id, dedup.key, id_))
     if mode == "reschedule" and owner is not None and owner.state == DELAYED:

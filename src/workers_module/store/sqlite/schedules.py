@@ -2,7 +2,6 @@
 """Schedules: a current slot each, whose job is stored ahead."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Final, assert_never
 
 from workers_module.store.base import DropSchedule, FireSlot, JobSpec, PutSchedule, ScheduleRecord
@@ -73,7 +72,7 @@ def _store(work: Work, queue: Queue, id_: str, slot: int, job: JobSpec) -> Plan[
     if (yield from head_by_id(queue.q, job_id)) is not None:
         queue.events.append(("duplicated", job_id, None))
         return False
-    spec = replace(job, queue=queue.name, id=job_id, due=slot, schedule=id_, parent=None)
+    spec = job._replace(queue=queue.name, id=job_id, due=slot, schedule=id_, parent=None)
     yield from adding.insert(work, queue, spec, job_id)
     return True
 

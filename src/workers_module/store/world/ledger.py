@@ -1,7 +1,6 @@
 """All jobs of one memory store: how they come, what ties them to one another, and how they go."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import count
 from typing import Final, assert_never
 
@@ -189,7 +188,7 @@ class Ledger:
             key.until = until
         elif dedup.mode == "keep_latest" and owner is not None and owner.state is JobState.ACTIVE:
             key.until = None
-            key.successor = replace(spec, id=id, timestamp=None)
+            key.successor = spec._replace(id=id, timestamp=None)
         self._tell_deduplicated(shelf, dedup.key, kept=key.owner, dropped=id)
         if dedup.mode == "reschedule" and delayed is not None:
             start = now if spec.timestamp is None else spec.timestamp

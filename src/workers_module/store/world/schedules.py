@@ -1,7 +1,6 @@
 """Schedules: chains of jobs, each of which is stored before its slot."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from typing import assert_never
 
 from workers_module.job.events import EventType
@@ -83,7 +82,7 @@ class Schedules:
             shelf.emit(EventType.DUPLICATED, one.job_id)
             return
         one.count += 1
-        self._ledger.insert(shelf, one.job_id, replace(spec, due=one.slot, schedule=one.id), now)
+        self._ledger.insert(shelf, one.job_id, spec._replace(due=one.slot, schedule=one.id), now)
 
     def _drop_schedule(self, queue: str, id: str, now: int) -> bool:
         shelf = self._ledger.shelves.get(queue)
