@@ -295,6 +295,7 @@ class Fleet:
         for life in self.alive.values():
             life.wire.calls_left = None
         while self.recover_at is not None:
+            assert self.recover_at < end + 2 * HOUR, "a job is never taken back"
             await self._round(self.recover_at)
 
     def _next_event(self) -> int:
