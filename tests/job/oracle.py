@@ -15,6 +15,20 @@ NAMES = {
     **{name.lower(): (number + 1) % 7 for number, name in enumerate(calendar.day_abbr)},
 }
 
+ZONES = [
+    "Africa/Cairo",
+    "Africa/Casablanca",
+    "America/New_York",
+    "America/Santiago",
+    "America/St_Johns",
+    "Antarctica/Troll",
+    "Asia/Kolkata",
+    "Australia/Lord_Howe",
+    "Europe/Berlin",
+    "Pacific/Chatham",
+]
+"""Each changes its clocks in another way, or not at all."""
+
 
 class Pattern:
     """The fields of an expression, each as the set of what it allows."""

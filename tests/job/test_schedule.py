@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.job.oracle import changes, watch
+from tests.job.oracle import ZONES, changes, watch
 from workers_module.clock import MAX_MS, to_datetime, to_ms
 from workers_module.errors import ConfigurationError, ScheduleError
 from workers_module.job.schedule import MAX_MISSED, CatchUp, CronExpression, Schedule, restart_slot, successor
@@ -18,18 +18,6 @@ from workers_module.job.schedule import MAX_MISSED, CatchUp, CronExpression, Sch
 DAY = 86_400
 HOUR_MS = 3_600_000
 
-ZONES = [
-    "Africa/Cairo",
-    "Africa/Casablanca",
-    "America/New_York",
-    "America/Santiago",
-    "America/St_Johns",
-    "Antarctica/Troll",
-    "Asia/Kolkata",
-    "Australia/Lord_Howe",
-    "Europe/Berlin",
-    "Pacific/Chatham",
-]
 PATTERNS = [
     "30 2 * * *",
     "0 0 * * *",
