@@ -26,7 +26,7 @@ from workers_module.worker.runtime import Runtime, RuntimeSettings
 from workers_module.worker.ticker import Ticker
 
 Q = "mail"
-PATIENCE = 10
+PATIENCE = 60
 """Seconds after which something that should have happened counts as not happening."""
 MINUTE = 60_000
 HOUR = 3_600_000
