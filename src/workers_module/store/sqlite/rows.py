@@ -25,6 +25,7 @@ from workers_module.store.sqlite.work import (
     chunks,
     marks,
     padded,
+    with_ids,
 )
 
 STATES: Final[tuple[JobState, ...]] = (
@@ -264,9 +265,8 @@ def text(value: str) -> str:
 def heads_by_id(q: int, ids: Iterable[str]) -> Plan[dict[str, Head]]:
     """Read jobs of a queue by id."""
     found: dict[str, Head] = {}
-    for piece in chunks(list(dict.fromkeys(ids))):
-        sql = f"{SELECT_HEADS} WHERE q = ? AND id IN ({marks(len(piece))})"
-        rows = yield sql, (q, *padded(piece))
+    for condition, values in with_ids(q, ids):
+        rows = yield f"{SELECT_HEADS} WHERE {condition}", values
         for row in rows:
             found[row[2]] = head_of(row)
     return found
@@ -274,8 +274,7 @@ def heads_by_id(q: int, ids: Iterable[str]) -> Plan[dict[str, Head]]:
 
 def head_by_id(q: int, id_: str) -> Plan[Head | None]:
     """Read one job of a queue by id."""
-    rows = yield f"{SELECT_HEADS} WHERE q = ? AND id = ?", (q, id_)
-    return head_of(rows[0]) if rows else None
+    return (yield from heads_by_id(q, (id_,))).get(id_)
 
 
 def head_by_number(n: int) -> Plan[Head | None]:

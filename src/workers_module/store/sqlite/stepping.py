@@ -55,6 +55,7 @@ from workers_module.store.sqlite.work import (
     chunks,
     marks,
     padded,
+    with_ids,
 )
 
 _COMPLETE: Final = (
@@ -521,8 +522,8 @@ def _looks(q: int, held: Sequence[Held]) -> Plan[dict[str, Row]]:
             if row[1] == q:
                 found[row[4]] = row[:4]
     missing = [one.id for one in held if one.id not in found]
-    for some in chunks(missing):
-        rows = yield f"{_LOOK} q = ? AND id IN ({marks(len(some))})", (q, *padded(some))
+    for condition, values in with_ids(q, missing):
+        rows = yield f"{_LOOK} {condition}", values
         for row in rows:
             found[row[4]] = row[:4]
     return found
