@@ -4,7 +4,6 @@ A commit that moves a thousand pages, which lie all over a large file, takes sev
 """
 
 import logging
-import os
 import sqlite3
 import threading
 from pathlib import Path
