@@ -38,12 +38,11 @@ class Checkpointer:
     after as many writes: the log is safe where it is, and only grows.
     """
 
-    def __init__(self, path: Path, prefix: str, *, synchronous: Synchronous, every: int = EVERY) -> None:
+    def __init__(self, path: Path, prefix: str, *, synchronous: Synchronous) -> None:
         self._path = path
         self._wal = path.with_name(path.name + "-wal")
         self._prefix = prefix
         self._synchronous: Synchronous = synchronous
-        self._every = every
         self._changes = 0
         self._written = 0
         self._size_seen = 0
@@ -62,7 +61,7 @@ class Checkpointer:
         # An estimate, as there is no cheap way to ask; what it misses, the growth of the log's file shows.
         self._written += _A_COMMIT + (changes - self._changes) // _ROWS_A_PAGE
         self._changes = changes
-        if self._written >= self._every or self._size() - self._size_seen >= self._every * _PAGE:
+        if self._written >= EVERY or self._size() - self._size_seen >= EVERY * _PAGE:
             self._written = 0
             self._wake.set()
 
@@ -89,7 +88,7 @@ class Checkpointer:
                 self._wake.wait()
                 self._wake.clear()
                 ending = self._ending
-                if not ending or self._size() >= self._every * _PAGE:
+                if not ending or self._size() >= EVERY * _PAGE:
                     try:
                         if gate is None:
                             gate = Gate(self._path.with_name(self._path.name + ".lock"))
