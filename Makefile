@@ -77,7 +77,7 @@ PEERS := cd benchmarks/peers && BENCH_HOME=$(abspath .cache/bench)
 bench: $(VENV)/.installed-test ## measure what a job costs here, and beside other libraries
 	$(BIN)/python benchmarks/micro.py
 	$(PEERS) BENCH_PYTHON=$(abspath $(BIN))/python ./setup.sh ours sqliteq huey taskiq
-	$(PEERS) ../../$(BIN)/python run_peers.py workers_sqlite litequeue_ huey_sqlite --measures drain,enqueue \
+	$(PEERS) ../../$(BIN)/python run_peers.py workers_sqlite workers_sqlite_normal litequeue_ huey_sqlite --measures drain,enqueue \
 		--rounds 5 $(ARGS) -o $(abspath .cache/bench)/sqlite.json
 	$(PEERS) ../../$(BIN)/python run_peers.py workers_memory taskiq_memory plain_asyncio --measures drain \
 		--rounds 5 -n 50000 $(ARGS) -o $(abspath .cache/bench)/memory.json

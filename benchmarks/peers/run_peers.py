@@ -147,6 +147,30 @@ class Child:
             pass
 
 
+def drained(runs: list[dict]) -> dict:
+    """The medians of one peer's drains, and each round's rate."""
+    d: dict = {"rounds": [r.get("jobs_per_s") for r in runs]}
+    good = [r for r in runs if r.get("ok")]
+    if not good:
+        return d | {"failed": runs[-1]}
+    for f in ("jobs_per_s", "cpu_s_per_1k", "peak_rss_mb", "boot_s", "pg_xacts_per_job", "pg_wal_bytes_per_job"):
+        v = [r[f] for r in good if r.get(f) is not None]
+        d[f] = median(v) if v else None
+    d["n"], d["redis"], d["fill"] = good[-1]["n"], good[-1].get("redis"), good[-1].get("fill")
+    d["server_cpu_us_per_job"] = median([r["redis"]["server_cpu_us_per_job"] for r in good]) if good[-1].get("redis") else None
+    return d
+
+
+def enqueued(runs: list[dict]) -> dict:
+    """The medians of one peer's adding, and each round's rates."""
+    good = [r for r in runs if "error" not in r]
+    if not good:
+        return {"failed": runs[-1]}
+    d = {k: v for k, v in good[-1].items() if not k.endswith("_per_s")}
+    d["rounds"] = {k: [r.get(k) for r in runs] for k in good[-1] if k.endswith("_per_s")}
+    return d | {k: median(x for x in v if x is not None) for k, v in d["rounds"].items()}
+
+
 class Bench:
     def __init__(self, a) -> None:
         self.a = a
@@ -171,7 +195,7 @@ class Bench:
     def enqueue(self, name: str) -> dict:
         m = meta(name)
         self.sv.reset(m["backend"])
-        small = m.get("slow") or m["backend"] in ("postgres", "sqlite")
+        small = m["backend"] == "postgres" or (m.get("slow") and m["backend"] != "sqlite")
         return self.child(name, "enqueue", 0, 50, seq=500 if small else 2000, conc=1000 if small else 5000, bulk=2000 if small else 10000).result()
 
     def drain(self, name: str, concurrency: int) -> dict:
@@ -223,8 +247,18 @@ class Bench:
         r = w.result(90)
         return r | {"n": n, "margin_s": f["margin_s"], "fill_s": f["fill_s"]}
 
+    def interleaved(self, peers: list[str], one, log) -> dict[str, list[dict]]:
+        """A, B, C, A, B, C ...: what moves the machine moves all of them."""
+        runs: dict[str, list[dict]] = {p: [] for p in peers}
+        for _ in range(self.a.rounds):
+            for p in peers:
+                r = one(p)
+                runs[p].append(r)
+                log(p, r)
+        return runs
+
     def run(self) -> dict:
-        out: dict = {"machine": {"cpus": os.cpu_count(), "python": platform.python_version()}, "peers": {}}
+        out: dict = {"machine": {"cpus": os.cpu_count(), "python": platform.python_version(), "load_before": os.getloadavg()}, "peers": {}}
         peers = [p for p in self.a.peers if p]
         for p in peers:
             m = meta(p)
@@ -238,28 +272,15 @@ class Bench:
             for k in self.a.measures:
                 if k == "drain":
                     for c in self.a.concurrency:
-                        runs: dict[str, list] = {p: [] for p in peers}
-                        for _ in range(self.a.rounds):  # interleaved: A, B, C, A, B, C ...
-                            for p in peers:
-                                if meta(p).get("fixed_concurrency") and c != self.a.concurrency[0]:
-                                    continue
-                                r = self.drain(p, c)
-                                runs[p].append(r)
-                                log(p, f"drain c={c}", r)
-                        for p in peers:
-                            good = [r for r in runs[p] if r.get("ok")]
-                            if not runs[p]:
-                                continue
-                            d = {"rounds": [r.get("jobs_per_s") for r in runs[p]]}
-                            if good:
-                                for f in ("jobs_per_s", "cpu_s_per_1k", "peak_rss_mb", "boot_s", "pg_xacts_per_job", "pg_wal_bytes_per_job"):
-                                    v = [r[f] for r in good if r.get(f) is not None]
-                                    d[f] = median(v) if v else None
-                                d["n"], d["redis"], d["fill"] = good[-1]["n"], good[-1].get("redis"), good[-1].get("fill")
-                                d["server_cpu_us_per_job"] = median([r["redis"]["server_cpu_us_per_job"] for r in good]) if good[-1].get("redis") else None
-                            else:
-                                d["failed"] = runs[p][-1]
-                            out["peers"][p][f"drain_c{c}"] = d
+                        mine = [p for p in peers if c == self.a.concurrency[0] or not meta(p).get("fixed_concurrency")]
+                        runs = self.interleaved(mine, lambda p, c=c: self.drain(p, c), lambda p, r, c=c: log(p, f"drain c={c}", r))
+                        for p in mine:
+                            out["peers"][p][f"drain_c{c}"] = drained(runs[p])
+                elif k == "enqueue":
+                    mine = [p for p in peers if meta(p)["backend"] != "memory"]
+                    runs = self.interleaved(mine, self.enqueue, lambda p, r: log(p, k, r))
+                    for p in mine:
+                        out["peers"][p][k] = enqueued(runs[p])
                 else:
                     for p in peers:
                         if meta(p)["backend"] == "memory":
@@ -269,6 +290,7 @@ class Bench:
                         out["peers"][p][k] = r
         finally:
             self.sv.stop()
+        out["machine"]["load_after"] = os.getloadavg()
         for c in self.a.concurrency:
             key = f"drain_c{c}"
             rates = {p: v[key]["jobs_per_s"] for p, v in out["peers"].items() if v.get(key, {}).get("jobs_per_s")}

@@ -14,6 +14,7 @@ from workers_module.clock import Clock
 from workers_module.job.outcome import Completed
 from workers_module.job.record import Token
 from workers_module.store.base import Beat, Claimed, Settle, Step, Sweep, WorkerInfo
+from workers_module.store.sqlite import checkpoints
 from workers_module.store.sqlite.store import SqliteStore
 
 QUEUE = "mail"
@@ -59,6 +60,8 @@ async def work(path: Path, name: str, log: IO[str], take: int, lease_ms: int, sw
 def main() -> None:
     """Run the worker of the command line."""
     path, name, log, take, lease_ms, sweep_ms = sys.argv[1:]
+    # Small, so that the processes' checkpoints meet.
+    checkpoints.EVERY, checkpoints.RESTART = 20, 60  # type: ignore[misc]
     with open(log, "a", buffering=1, encoding="utf-8") as lines:
         asyncio.run(work(Path(path), name, lines, int(take), int(lease_ms), int(sweep_ms)))
 

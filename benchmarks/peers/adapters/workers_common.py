@@ -39,18 +39,18 @@ class BenchProcessor:
         return Result(ok=done["ok"], n=done["n"])
 
 
-def settings(url: str | None, concurrency: int) -> WorkersSettings:
-    queue: dict[str, Any] = {} if url is None else {"uri": url}
+def settings(url: str | None, concurrency: int, synchronous: str) -> WorkersSettings:
+    queue: dict[str, Any] = {} if url is None else {"uri": url, "synchronous": synchronous}
     return WorkersSettings(concurrency=concurrency, queue=queue)
 
 
 class WorkersAdapter:
-    url: str | None = None
+    synchronous = "full"
 
     async def setup(self, ctx) -> None:
         sessions = Provider(scope=Scope.REQUEST)
         sessions.provide(Session)
-        module = WorkersModule.for_root(settings(self.make_url(ctx), ctx.concurrency), processors=[BenchProcessor])
+        module = WorkersModule.for_root(settings(self.make_url(ctx), ctx.concurrency, self.synchronous), processors=[BenchProcessor])
         self.container = make_async_container(sessions, module)
         self.queue = await self.container.get(BenchQueue)
 

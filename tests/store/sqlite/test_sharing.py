@@ -215,3 +215,11 @@ def opened_below(folder: Path) -> list[str]:
         with suppress(OSError):
             targets.append(str(entry.readlink()))
     return [one for one in targets if one.startswith(str(folder))]
+
+
+async def test_ids_are_found_whatever_their_length(store: SqliteStore) -> None:
+    """Here, as SQLite's ``length`` ends at a NUL and counts no bytes, and the index of ids begins with it."""
+    ids = ["a", "a\x00b", "a\x00bc", "\x00", "éé", "日本語", "7", "77", "x" * 300]
+    await add(store, *ids)
+    assert [job and job.id for job in await store.get(Q, [*ids, "a\x00", "777"])] == [*ids, None, None]
+    assert [one.existing for one in await store.add([spec(id) for id in ids])] == ["same_id"] * len(ids)

@@ -513,7 +513,8 @@ def _reunite(work: Work) -> Plan[None]:
         (
             f"SELECT q, {RECORD} FROM wm_job WHERE parent_queue IS NOT NULL AND EXISTS (SELECT 1 FROM wm_job p "
             "JOIN wm_queue pq ON pq.q = p.q "
-            "WHERE pq.name = wm_job.parent_queue AND p.id = wm_job.parent_id AND p.state = 6) ORDER BY n"
+            "WHERE pq.name = wm_job.parent_queue AND length(p.id) = length(wm_job.parent_id) "
+            "AND p.id = wm_job.parent_id AND p.state = 6) ORDER BY n"
         ),
         (),
     )

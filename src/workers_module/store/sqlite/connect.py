@@ -38,6 +38,8 @@ class Connection:
             self.raw.execute("PRAGMA cache_size = -16000")
             self.raw.execute("PRAGMA temp_store = MEMORY")
             self.raw.execute("PRAGMA journal_size_limit = 67108864")
+            # The checkpointer does it, on a thread of its own.
+            self.raw.execute("PRAGMA wal_autocheckpoint = 0")
         except BaseException:
             self.raw.close()
             raise

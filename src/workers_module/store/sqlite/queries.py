@@ -11,7 +11,7 @@ from workers_module.job.state import JobState
 from workers_module.store.base import Child, Counts, Metrics, Page, Problem, Series
 from workers_module.store.codec import load_events
 from workers_module.store.sqlite.lists import lists_of
-from workers_module.store.sqlite.rows import RECORD, RECORD_WITHOUT_DATA, STATE_CODES, records
+from workers_module.store.sqlite.rows import RECORD, RECORD_WITHOUT_DATA, STATE_CODES, head_by_id, records
 from workers_module.store.sqlite.stepping import FIRST, KEPT, TOTAL
 from workers_module.store.sqlite.work import (
     ACTIVE,
@@ -26,9 +26,7 @@ from workers_module.store.sqlite.work import (
     Row,
     Rows,
     Work,
-    chunks,
-    marks,
-    padded,
+    with_ids,
 )
 
 _CHILD_STATES: Final = ("pending", "processed", "failed", "ignored")
@@ -42,9 +40,8 @@ def get(work: Work, name: str, ids: Sequence[str], *, payload: bool) -> Plan[lis
         return [None] * len(ids)
     columns = RECORD if payload else RECORD_WITHOUT_DATA
     rows: Rows = []
-    for piece in chunks(list(dict.fromkeys(ids))):
-        sql = f"SELECT {columns} FROM wm_job WHERE q = ? AND id IN ({marks(len(piece))})"
-        rows += yield sql, (queue.q, *padded(piece))
+    for condition, values in with_ids(queue.q, ids):
+        rows += yield f"SELECT {columns} FROM wm_job WHERE {condition}", values
     found = {record.id: record for record in (yield from records(work, queue, rows, payload=payload))}
     return [found.get(id_) for id_ in ids]
 
@@ -111,8 +108,8 @@ def _number(work: Work, name: str, id_: str) -> Plan[int | None]:
     queue = yield from work.find(name)
     if queue is None:
         return None
-    rows = yield "SELECT n FROM wm_job WHERE q = ? AND id = ?", (queue.q, id_)
-    return rows[0][0] if rows else None
+    head = yield from head_by_id(queue.q, id_)
+    return None if head is None else head.n
 
 
 def logs(work: Work, name: str, id_: str, start: int, limit: int) -> Plan[Page[str]]:
@@ -227,7 +224,8 @@ _CHECKS: Final = (
         "I6",
         (
             "pending > 0 AND EXISTS (SELECT 1 FROM wm_dep d WHERE d.parent = wm_job.n AND d.state = 0 AND NOT EXISTS "
-            "(SELECT 1 FROM wm_job c JOIN wm_queue cq ON cq.q = c.q WHERE cq.name = d.queue AND c.id = d.id))"
+            "(SELECT 1 FROM wm_job c JOIN wm_queue cq ON cq.q = c.q WHERE cq.name = d.queue "
+            "AND length(c.id) = length(d.id) AND c.id = d.id))"
         ),
         "waits for a child that is not there",
     ),

@@ -16,7 +16,6 @@ from workers_module.store.sqlite.work import (
     PARKED,
     POLICIES,
     READY,
-    Many,
     Plan,
     Queue,
     Row,
@@ -25,6 +24,7 @@ from workers_module.store.sqlite.work import (
     chunks,
     marks,
     padded,
+    with_ids,
 )
 
 STATES: Final[tuple[JobState, ...]] = (
@@ -61,7 +61,6 @@ _HEAD: Final = (
     "delay, lifo, on_crash, big, logged, children, pending, broken, policy, parent_queue, parent_id, dedup, schedule, "
     "deferred, ended"
 )
-SELECT_ENDED: Final = "SELECT n, big, logged, children FROM wm_job"
 SELECT_HEADS: Final = f"SELECT {_HEAD} FROM wm_job"
 
 
@@ -264,9 +263,8 @@ def text(value: str) -> str:
 def heads_by_id(q: int, ids: Iterable[str]) -> Plan[dict[str, Head]]:
     """Read jobs of a queue by id."""
     found: dict[str, Head] = {}
-    for piece in chunks(list(dict.fromkeys(ids))):
-        sql = f"{SELECT_HEADS} WHERE q = ? AND id IN ({marks(len(piece))})"
-        rows = yield sql, (q, *padded(piece))
+    for condition, values in with_ids(q, ids):
+        rows = yield f"{SELECT_HEADS} WHERE {condition}", values
         for row in rows:
             found[row[2]] = head_of(row)
     return found
@@ -274,8 +272,7 @@ def heads_by_id(q: int, ids: Iterable[str]) -> Plan[dict[str, Head]]:
 
 def head_by_id(q: int, id_: str) -> Plan[Head | None]:
     """Read one job of a queue by id."""
-    rows = yield f"{SELECT_HEADS} WHERE q = ? AND id = ?", (q, id_)
-    return head_of(rows[0]) if rows else None
+    return (yield from heads_by_id(q, (id_,))).get(id_)
 
 
 def head_by_number(n: int) -> Plan[Head | None]:
@@ -292,11 +289,34 @@ def records(work: Work, queue: Queue, rows: Rows, *, payload: bool = True) -> Pl
     return [to_record(name, row if RECORDS.fits(row) else RECORDS.repaired(row), tagsets) for row in rows]
 
 
-def delete_ended(queue: Queue, state: int, rows: Rows) -> Plan[None]:
-    """Delete ended jobs, given as rows of `SELECT_ENDED`; neither parents nor deduplication keys, and no events."""
-    queue.tally[state] -= len(rows)
-    yield Many("DELETE FROM wm_job WHERE n = ?", [row[:1] for row in rows])
-    yield from _delete_belongings([row for row in rows if row[1] or row[2] or row[3]])
+def delete_rows(numbers: Sequence[int]) -> Plan[None]:
+    """Delete the rows of jobs, and nothing that hangs on them."""
+    for piece in chunks(numbers):
+        yield f"DELETE FROM wm_job WHERE n IN ({marks(len(piece))})", padded(piece)
+
+
+def delete_ended(queue: Queue, state: int, which: str, values: Sequence[Any]) -> Plan[int]:
+    """Delete ended jobs, and how many; neither parents nor deduplication keys, and no events.
+
+    Args:
+        queue: Their queue.
+        state: Their state.
+        which: Which, from ``FROM`` on, and
+        values: its parameters.
+    """
+    rows = yield (
+        f"SELECT count(*), max(big <> 0 OR logged <> 0 OR children <> 0) FROM (SELECT big, logged, children {which})",
+        values,
+    )
+    number: int = rows[0][0]
+    if rows[0][1]:
+        rows = yield f"SELECT n, big, logged, children {which}", values
+        yield from delete_rows([row[0] for row in rows])
+        yield from _delete_belongings([row for row in rows if row[1] or row[2] or row[3]])
+    elif number:
+        yield f"DELETE FROM wm_job WHERE n IN (SELECT n {which})", values
+    queue.tally[state] -= number
+    return number
 
 
 def _delete_belongings(rows: Iterable[Row]) -> Plan[None]:
@@ -314,7 +334,7 @@ def delete(work: Work, heads: Sequence[Head]) -> Plan[None]:
     for head in heads:
         queue = yield from work.numbered(head.q)
         queue.count(head.state, head.priority, -1)
-    yield Many("DELETE FROM wm_job WHERE n = ?", [(head.n,) for head in heads])
+    yield from delete_rows([head.n for head in heads])
     yield from _delete_belongings((head.n, head.big, head.logged, head.children) for head in heads)
 
 

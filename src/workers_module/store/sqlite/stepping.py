@@ -1,7 +1,9 @@
 # ruff: noqa: S608 - statements are put together from constants of this package and question marks alone
 """The consumer's calls: settle, make due jobs ready, claim, renew."""
 
+import operator
 from collections.abc import Sequence
+from functools import cache
 from typing import Final, assert_never
 
 from workers_module.job.outcome import Completed, Failed, Keep, Outcome, Release, Retry, Snooze, WaitChildren
@@ -16,11 +18,11 @@ from workers_module.store.sqlite.rows import (
     PART_TRACE,
     RECORD,
     RECORDS,
-    SELECT_ENDED,
     SELECT_HEADS,
     Head,
     delete,
     delete_ended,
+    delete_rows,
     fill,
     head_by_number,
     head_of,
@@ -51,20 +53,21 @@ from workers_module.store.sqlite.work import (
     Queue,
     Row,
     Rows,
+    Statement,
     Work,
     chunks,
     marks,
     padded,
+    with_ids,
 )
 
-_COMPLETE: Final = (
-    "UPDATE wm_job SET state = 4, ended = ?, seq = ?, attempts = attempts + 1, token = NULL, lease = NULL, "
-    "lapsed = NULL, cancel = 0, result = ? WHERE n = ?"
-)
-_CLAIM: Final = (
-    "UPDATE wm_job SET state = 3, seq = ?, token = ?, lease = ?, lapsed = NULL, started = ?, worker = ?, "
-    "fence = fence + 1 WHERE n = ?"
-)
+# One statement for many rows where it can be: between two rows of `Many`, the writer's thread has to get hold of the
+# interpreter again, which the jobs of the same process keep busy.
+_CLAIM_COLUMNS: Final = "token = ?, lease = ?, lapsed = NULL, started = ?, worker = ?, fence = fence + 1"
+_CLAIM: Final = f"UPDATE wm_job SET state = 3, {_CLAIM_COLUMNS}, seq = ? WHERE n = ?"
+_CLAIM_IN_ORDER: Final = f"UPDATE wm_job SET state = 3, {_CLAIM_COLUMNS}, seq = seq + ? WHERE n IN"
+_MOST_CASES: Final = 64
+"""Rows a statement finds by comparing one after the other."""
 _DUE: Final = "SELECT n, id, priority FROM wm_job WHERE q = ? AND state = 2 AND due <= ? ORDER BY due, seq LIMIT ?"
 _MAKE_READY: Final = "UPDATE wm_job SET state = 1, seq = ?, due = NULL WHERE n = ?"
 _NEXT_DUE: Final = "SELECT due FROM wm_job WHERE q = ? AND state = 2 ORDER BY due LIMIT 1"
@@ -73,16 +76,14 @@ _NEXT_READY: Final = (
 )
 _HELD: Final = f"SELECT {RECORD} FROM wm_job WHERE q = ? AND state = 3 AND token = ? ORDER BY seq"
 # Without relatives, key, log or values outside its row: its end changes nothing else.
-_LOOK: Final = (
-    "SELECT n, q, token, "
-    "state = 3 AND parent_queue IS NULL AND dedup IS NULL AND children = 0 AND big = 0 AND logged = 0, "
-    "id FROM wm_job WHERE"
-)
+_PLAIN: Final = "state = 3 AND parent_queue IS NULL AND dedup IS NULL AND children = 0 AND big = 0 AND logged = 0"
+_LOOK: Final = f"SELECT n, q, token, {_PLAIN}, id FROM wm_job WHERE"
+_COUNT_PLAIN: Final = f"SELECT count(*) FROM wm_job WHERE {_PLAIN} AND q = ? AND token = ? AND n IN"
 _RENEW: Final = "UPDATE wm_job SET lease = ?, lapsed = NULL WHERE n = ?"
 # Written as the index has it, with literals, so that it is used.
 _ENDED: Final = {
-    COMPLETED: f"{SELECT_ENDED} WHERE q = ? AND state = 4 AND state IN (4, 5)",
-    FAILED: f"{SELECT_ENDED} WHERE q = ? AND state = 5 AND state IN (4, 5)",
+    COMPLETED: "FROM wm_job WHERE q = ? AND state = 4 AND state IN (4, 5)",
+    FAILED: "FROM wm_job WHERE q = ? AND state = 5 AND state IN (4, 5)",
 }
 _OLDEST: Final = {state: f"{sql} ORDER BY ended, seq LIMIT ?" for state, sql in _ENDED.items()}
 _OLD: Final = {state: f"{sql} AND ended <= ? ORDER BY ended, seq LIMIT ?" for state, sql in _ENDED.items()}
@@ -224,9 +225,7 @@ def _start(work: Work, queue: Queue, req: Step, rows: Rows) -> Plan[list[Claimed
     if len(fine) < len(rows):
         yield from _park_damaged(work, queue, [row for row in rows if not RECORDS.fits(row)])
         rows = fine
-    first = queue.back + 1
-    queue.back += len(rows)
-    yield Many(_CLAIM, [(seq, token, lease, now, worker, row[0]) for seq, row in enumerate(rows, first)])
+    yield from _take(queue, rows, (token, lease, now, worker))
     prioritized = sum(1 for row in rows if row[6] > 0)
     queue.tally[PRIORITIZED] -= prioritized
     queue.tally[READY] -= len(rows) - prioritized
@@ -274,6 +273,23 @@ def _start(work: Work, queue: Queue, req: Step, rows: Rows) -> Plan[list[Claimed
     return jobs
 
 
+def _take(queue: Queue, rows: Rows, values: Row) -> Plan[None]:
+    """Write that jobs are claimed, behind all that are active and in the order given."""
+    places = [row[-1] for row in rows]
+    first = queue.back + 1
+    if rows and all(type(place) is int for place in places) and all(map(operator.lt, places, places[1:])):
+        span = places[-1] - places[0] + 1
+        # Over a gap the places would grow too fast.
+        if span <= 2 * len(rows):
+            queue.back += span
+            for piece in chunks([row[0] for row in rows]):
+                sql = f"{_CLAIM_IN_ORDER} ({marks(len(piece))})"
+                yield sql, (*values, first - places[0], *padded(piece))
+            return
+    queue.back += len(rows)
+    yield Many(_CLAIM, [(*values, seq, row[0]) for seq, row in enumerate(rows, first)])
+
+
 def _park_damaged(work: Work, queue: Queue, rows: Rows) -> Plan[None]:
     """Fail jobs whose rows cannot be, with harmless values in them, so that the queue goes on."""
     for row in rows:
@@ -307,7 +323,7 @@ class Settling:
         self.ended = 0
         """How many jobs ended."""
         self._completed: list[Row] = []
-        self._removed: list[Row] = []
+        self._removed: list[int] = []
         self._gathered: set[int] = set()
         self._keeps: dict[tuple[int, Keep], None] = {}
 
@@ -315,8 +331,10 @@ class Settling:
         """Settle; a code for each outcome."""
         if not outcomes:
             return []
-        found = yield from _looks(self._queue.q, [held for held, _ in outcomes])
-        now = self._work.now
+        holders = [held for held, _ in outcomes]
+        found = yield from _plain_ones(self._queue.q, holders)
+        if found is None:
+            found = yield from _looks(self._queue.q, holders)
         queue = self._queue
         codes: list[SettleCode] = []
         ended = [0, 0]
@@ -340,9 +358,9 @@ class Settling:
                 gathered.add(n)
                 keep = outcome.keep
                 if keep is not None and keep.count == 0:
-                    self._removed.append((n,))
+                    self._removed.append(n)
                 else:
-                    self._completed.append((now, queue.behind(), outcome.result, n))
+                    self._completed.append((n, queue.behind(), outcome.result))
                     if keep is not last:
                         last = keep
                         self._keep(COMPLETED, keep)
@@ -354,7 +372,7 @@ class Settling:
             head = yield from head_by_number(n)
             if head is None:
                 code = SettleCode.MISSING
-            elif not is_held(head, held, now):
+            elif not is_held(head, held, self._work.now):
                 code = _late(head, held, outcome)
             else:
                 code = yield from self._settle(head, outcome)
@@ -379,12 +397,13 @@ class Settling:
         """Write what was gathered; all of it was active, and has nothing outside its row."""
         queue = self._queue
         if self._completed:
-            yield Many(_COMPLETE, self._completed)
+            for piece in chunks(self._completed, _MOST_CASES):
+                yield _completion(piece, self._work.now)
             queue.tally[ACTIVE] -= len(self._completed)
             queue.tally[COMPLETED] += len(self._completed)
             self._completed = []
         if self._removed:
-            yield Many("DELETE FROM wm_job WHERE n = ?", self._removed)
+            yield from delete_rows(self._removed)
             queue.tally[ACTIVE] -= len(self._removed)
             self._removed = []
 
@@ -512,6 +531,43 @@ def failure_values(head: Head, reason: str, trace: bytes | None) -> Plan[dict[st
     return values
 
 
+@cache
+def _complete(size: int) -> str:
+    """Return the statement that completes so many jobs."""
+    cases = " ".join(["WHEN ? THEN ?"] * size)
+    return (
+        f"UPDATE wm_job SET state = 4, ended = ?, seq = CASE n {cases} END, attempts = attempts + 1, token = NULL, "
+        f"lease = NULL, lapsed = NULL, cancel = 0, result = CASE n {cases} END WHERE n IN ({marks(size)})"
+    )
+
+
+def _completion(jobs: Sequence[Row], now: int) -> Statement:
+    """Complete jobs, given as number, place and result."""
+    rows = padded(jobs)
+    values: list[object] = [now]
+    for n, seq, _ in rows:
+        values += (n, seq)
+    for n, _, result in rows:
+        values += (n, result)
+    values += [row[0] for row in rows]
+    return _complete(len(rows)), values
+
+
+def _plain_ones(q: int, held: Sequence[Held]) -> Plan[dict[str, Row] | None]:
+    """Do what `_looks` does if all jobs are active, under the tokens given, and stand alone; else return None."""
+    numbers: dict[str, set[int]] = {}
+    for one in held:
+        if one.handle is None:
+            return None
+        numbers.setdefault(one.token, set()).add(one.handle)
+    for token, some in numbers.items():
+        for piece in chunks(list(some)):
+            rows = yield f"{_COUNT_PLAIN} ({marks(len(piece))})", (q, token, *padded(piece))
+            if rows[0][0] != len(piece):
+                return None
+    return {one.id: (one.handle, q, one.token, 1) for one in held}
+
+
 def _looks(q: int, held: Sequence[Held]) -> Plan[dict[str, Row]]:
     """Take a first look at the jobs a worker names: number, queue, token if active, and whether it stands alone."""
     found: dict[str, Row] = {}
@@ -521,8 +577,8 @@ def _looks(q: int, held: Sequence[Held]) -> Plan[dict[str, Row]]:
             if row[1] == q:
                 found[row[4]] = row[:4]
     missing = [one.id for one in held if one.id not in found]
-    for some in chunks(missing):
-        rows = yield f"{_LOOK} q = ? AND id IN ({marks(len(some))})", (q, *padded(some))
+    for condition, values in with_ids(q, missing):
+        rows = yield f"{_LOOK} {condition}", values
         for row in rows:
             found[row[4]] = row[:4]
     return found
@@ -567,19 +623,15 @@ def retain(work: Work, queue: Queue, state: int, keep: Keep) -> Plan[None]:
     """Delete the oldest ended jobs that are too many or too old; no events, and deduplication keys stay."""
     left = keep.limit
     if keep.count is not None and queue.tally[state] > keep.count:
-        rows = yield _OLDEST[state], (queue.q, min(queue.tally[state] - keep.count, left))
-        yield from delete_ended(queue, state, rows)
-        left -= len(rows)
+        too_many = min(queue.tally[state] - keep.count, left)
+        left -= yield from delete_ended(queue, state, _OLDEST[state], (queue.q, too_many))
     if keep.age_ms is not None and left > 0:
         yield from expire(work, queue, state, keep.age_ms, left)
 
 
 def expire(work: Work, queue: Queue, state: int, age_ms: int, limit: int) -> Plan[int]:
     """Delete the oldest jobs that ended so long ago; how many."""
-    rows = yield _OLD[state], (queue.q, work.now - age_ms, limit)
-    if rows:
-        yield from delete_ended(queue, state, rows)
-    return len(rows)
+    return (yield from delete_ended(queue, state, _OLD[state], (queue.q, work.now - age_ms, limit)))
 
 
 _COUNT: Final = (

@@ -56,6 +56,7 @@ from workers_module.store.hub import Hub
 from workers_module.store.migrate import MigrateMode
 from workers_module.store.planning import check_step
 from workers_module.store.sqlite import adding, changing, queries, registry, schedules, stepping, sweeping
+from workers_module.store.sqlite.checkpoints import Checkpointer
 from workers_module.store.sqlite.connect import Connection, Synchronous
 from workers_module.store.sqlite.faults import translate
 from workers_module.store.sqlite.foreign import run_inside
@@ -122,6 +123,7 @@ class SqliteStore:
         self._info: StoreInfo | None = None
         self._writer: Lane | None = None
         self._reader: Lane | None = None
+        self._checkpointer: Checkpointer | None = None
         self._ticker: Connection | None = None
         self._poller: asyncio.Task[None] | None = None
         self._news = Hub()
@@ -155,7 +157,8 @@ class SqliteStore:
         self._pid = os.getpid()
         writer, reader, ticker, gate, warnings = await anyio.to_thread.run_sync(self._connect)
         lane = partial(Lane, path=self._path, clock=self._clock, deliver=self._deliver)
-        self._writer = lane("writer", mode="write", gate=gate, connection=writer)
+        self._checkpointer = Checkpointer(self._path, self._prefix, synchronous=self._synchronous)
+        self._writer = lane("writer", mode="write", gate=gate, connection=writer, checkpointer=self._checkpointer)
         self._reader = lane("reader", mode="read", gate=None, connection=reader)
         self._ticker = ticker
         self._info = StoreInfo(
@@ -211,6 +214,7 @@ class SqliteStore:
             lane.stop()
         poller, self._poller = self._poller, None
         ticker, self._ticker = self._ticker, None
+        checkpointer, self._checkpointer = self._checkpointer, None
         if ticker is not None:
             ticker.close()
         self._hub.hint_all()
@@ -221,6 +225,9 @@ class SqliteStore:
                 await asyncio.wait([poller])
             for lane in lanes:
                 await lane.stopped()
+            if checkpointer is not None:
+                checkpointer.stop()
+                await anyio.to_thread.run_sync(checkpointer.join)
 
     async def now(self) -> int:
         """Do what `Store.now` says."""

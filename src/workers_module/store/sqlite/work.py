@@ -384,6 +384,19 @@ def padded(values: Sequence[Any]) -> list[Any]:
     return [*values, *([values[-1]] * (size - len(values)))]
 
 
+def with_ids(q: int, ids: Iterable[str]) -> Iterable[tuple[str, list[Any]]]:
+    """Return conditions that together hold for the jobs of a queue with these ids, each with its values.
+
+    Written as the index has it; an id's length is what SQLite takes for it, which ends at a NUL.
+    """
+    sizes: dict[int, list[str]] = {}
+    for id_ in dict.fromkeys(ids):
+        sizes.setdefault(len(id_.partition("\0")[0]), []).append(id_)
+    for size, some in sizes.items():
+        for piece in chunks(some):
+            yield f"q = ? AND length(id) = ? AND id IN ({marks(len(piece))})", [q, size, *padded(piece)]
+
+
 def chunks(values: Sequence[T], size: int = 256) -> Iterable[Sequence[T]]:
     """Cut a sequence into pieces: SQLite allows 999 parameters in old versions."""
     for start in range(0, len(values), size):

@@ -16,6 +16,7 @@ from typing import Any, Final, Literal, NamedTuple, TypeVar
 
 from workers_module.clock import Clock
 from workers_module.errors import StoreUnavailableError, WorkersError
+from workers_module.store.sqlite.checkpoints import Checkpointer
 from workers_module.store.sqlite.connect import Connection
 from workers_module.store.sqlite.faults import translate
 from workers_module.store.sqlite.gate import Gate
@@ -67,6 +68,7 @@ class Lane:
         mode: Literal["write", "read"],
         gate: Gate | None,
         connection: Connection,
+        checkpointer: Checkpointer | None = None,
         deliver: Callable[[Served], None],
     ) -> None:
         self.transactions = 0
@@ -76,6 +78,7 @@ class Lane:
         self._writes = mode == "write"
         self._gate = gate
         self._connection = connection
+        self._checkpointer = checkpointer
         self._deliver = deliver
         self._tagsets = Tagsets()
         self._loop = asyncio.get_running_loop()
@@ -190,6 +193,8 @@ class Lane:
                         hints.setdefault(told, 0)
                 connection.raw.execute("COMMIT")
                 self.transactions += 1
+                if self._checkpointer is not None:
+                    self._checkpointer.committed(connection.raw.total_changes)
                 if self._tidy:
                     self._tidy = False
                     # The results are safe; what is not given back today will be tomorrow.

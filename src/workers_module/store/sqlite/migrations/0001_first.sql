@@ -71,7 +71,8 @@ CREATE TABLE wm_job (
     result       BLOB,
     data         BLOB    NOT NULL
 );
-CREATE UNIQUE INDEX wm_job_id ON wm_job (q, id);
+-- By length first: numbers stored one after the other then lie beside each other, whatever their number of digits.
+CREATE UNIQUE INDEX wm_job_id ON wm_job (q, length(id), id);
 CREATE INDEX wm_job_ready  ON wm_job (q, tagset, priority, seq) WHERE state = 1;
 CREATE INDEX wm_job_due    ON wm_job (q, due, seq)              WHERE state = 2;
 CREATE INDEX wm_job_active ON wm_job (q, seq)                   WHERE state = 3;
