@@ -19,8 +19,17 @@ local MANUAL = 9007199254740991
 local CRASHED = 'job stalled more than allowable limit'
 local CHUNK = 1000
 
+-- Writing a number costs more than most commands, and a batch has few different ones.
+local TEXT = setmetatable({}, {
+  __index = function(known, n)
+    local text = fmt('%.0f', n)
+    known[n] = text
+    return text
+  end,
+})
+
 local function int(n)
-  return fmt('%.0f', n)
+  return TEXT[n]
 end
 
 -- time: with a clock of the caller's, expiries lie far in the future, so that the server never acts on them
@@ -431,7 +440,12 @@ local drops, unstalls = {}, {}
 
 local function stop(p, id, cancelled)
   drops[#drops + 1] = p.k .. id .. ':lock'
-  unstalls[#unstalls + 1] = { p.stalled, id }
+  local ids = unstalls[p.stalled]
+  if not ids then
+    ids = {}
+    unstalls[p.stalled] = ids
+  end
+  ids[#ids + 1] = id
   if cancelled then
     call('HDEL', p.k .. id, 'wm:cancel')
   end
@@ -441,19 +455,10 @@ local function drop_leases()
   for i = 1, #drops, CHUNK do
     call('DEL', unpack(drops, i, min(i + CHUNK - 1, #drops)))
   end
-  local last, ids
-  for i = 1, #unstalls do
-    local key, id = unstalls[i][1], unstalls[i][2]
-    if key ~= last or #ids == CHUNK then
-      if last then
-        call('SREM', last, unpack(ids))
-      end
-      last, ids = key, {}
+  for key, ids in pairs(unstalls) do
+    for i = 1, #ids, CHUNK do
+      call('SREM', key, unpack(ids, i, min(i + CHUNK - 1, #ids)))
     end
-    ids[#ids + 1] = id
-  end
-  if last then
-    call('SREM', last, unpack(ids))
   end
   drops, unstalls = {}, {}
 end

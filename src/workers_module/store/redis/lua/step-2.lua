@@ -62,12 +62,16 @@ end
 local NEEDED = { 'name', 'ats', 'atm', 'parentKey', 'deid', 'wm:cancel' }
 local MORE = { 'parent', 'opts', 'wm:attempts', 'wm:lifo', 'priority' }
 local settled_keys = {}
-local keeps, keep_order = {}, {}
+local keeps, keep_order = { completed = {}, failed = {} }, {}
 local completed, failed = 0, 0
 
 local function parse_keep(text)
   local count, age, limit = string.match(text, '^(%d*):(%d*):(%d*)$')
   return tonumber(count), tonumber(age), tonumber(limit)
+end
+
+local function keeps_none(keep)
+  return sub(keep, 1, 2) == '0:'
 end
 
 local function find_hash(id)
@@ -113,8 +117,7 @@ local function retain(p, id, key, state, keep, parent_key)
   if keep == '' then
     return
   end
-  local count = parse_keep(keep)
-  if count == 0 then
+  if keeps_none(keep) then
     call('ZREM', p[state], id)
     delete_keys(p, id)
     -- Only a child whose failure means nothing to its parent still pends there.
@@ -122,10 +125,10 @@ local function retain(p, id, key, state, keep, parent_key)
       child_gone(p, id, parent_key, false)
     end
   else
-    local mark_of = state .. ' ' .. keep
-    if not keeps[mark_of] then
-      keeps[mark_of] = { state, keep }
-      keep_order[#keep_order + 1] = mark_of
+    local of_state = keeps[state]
+    if not of_state[keep] then
+      of_state[keep] = true
+      keep_order[#keep_order + 1] = { state, keep }
     end
   end
 end
@@ -194,7 +197,7 @@ local function settle(at)
       child_completed(key, parent_key, result)
     end
     emit(p, 'completed', 'jobId', id, 'returnvalue', result, 'prev', 'active')
-    if sub(keep, 1, 2) == '0:' then
+    if keeps_none(keep) then
       delete_keys(p, id)
     else
       call('HSET', key, 'atm', int(attempts), 'returnvalue', result, 'finishedOn', NOW)
@@ -274,9 +277,9 @@ if METRICS > 0 then
     count_ended('failed', failed)
   end
 end
-for _, mark_of in ipairs(keep_order) do
-  local count, age, limit = parse_keep(keeps[mark_of][2])
-  trim(base, keeps[mark_of][1], count, age and now - age, limit or CHUNK)
+for i = 1, #keep_order do
+  local count, age, limit = parse_keep(keep_order[i][2])
+  trim(base, keep_order[i][1], count, age and now - age, limit or CHUNK)
 end
 
 -- due jobs
@@ -298,9 +301,9 @@ local jobs = {}
 
 -- One text is read by the client in a fraction of the time of so many.
 local function bring(p, id, start, h)
-  local lengths = { #p.tags, #id, #start }
+  local lengths = { TEXT[#p.tags], TEXT[#id], TEXT[#start] }
   for i = 1, #h do
-    lengths[i + 3] = #h[i]
+    lengths[i + 3] = TEXT[#h[i]]
   end
   jobs[#jobs + 1] = table.concat(lengths, ',') .. '\n' .. p.tags .. id .. start .. table.concat(h)
 end
