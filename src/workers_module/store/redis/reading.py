@@ -1,6 +1,7 @@
 """What a script answers, as values of the contract."""
 
 from collections.abc import Iterable, Sequence
+from itertools import accumulate, pairwise
 from typing import Any, Final, Literal
 
 from workers_module.job.state import JobState
@@ -43,14 +44,9 @@ def to_text(raw: bytes) -> str:
 
 def unpack(text: bytes) -> list[bytes]:
     """Return the pieces of a text as ``step-2.lua`` joins them."""
-    head, _, _ = text.partition(b"\n")
-    start = len(head) + 1
-    pieces: list[bytes] = []
-    for length in map(int, head.split(b",")):
-        end = start + length
-        pieces.append(text[start:end])
-        start = end
-    return pieces
+    head = text[: text.index(b"\n")]
+    places = accumulate(map(int, head.split(b",")), initial=len(head) + 1)
+    return [text[start:end] for start, end in pairwise(places)]
 
 
 def read_renewal(reply: Any) -> RenewReply:
