@@ -1,0 +1,137 @@
+// The Node side of the tests: a server on a unix socket that runs small scripts, one line of JSON each way.
+//
+//   node peer.mjs <folder with node_modules> <socket>
+//
+// A connection is a test of its own: what it opens (queues, workers, …) is closed with it. The first line says where
+// Redis is: {connection, prefix}. Then {id, code, args} runs code with args as its variables beside `t`, a Peer, and is
+// answered by {id, value} or {id, error, name}.
+import { once } from 'node:events'
+import { createRequire } from 'node:module'
+import net from 'node:net'
+import readline from 'node:readline'
+
+const [, , modules, socket] = process.argv
+const require = createRequire(`${modules}/`)
+const AsyncFunction = (async () => {}).constructor
+
+class Peer {
+  constructor({ connection, prefix }) {
+    this.at = typeof connection === 'string' ? { url: connection } : connection
+    this.prefix = prefix
+    this.open = new Map()
+    this.gates = new Map()
+    this.ran = []
+    this.seen = []
+    this.errors = []
+    this.require = require
+  }
+
+  get bullmq() {
+    return require('bullmq')
+  }
+
+  connect(more = {}) {
+    const Redis = require('ioredis')
+    const options = { maxRetriesPerRequest: null, ...more }
+    const redis = this.at.url ? new Redis(this.at.url, options) : new Redis({ ...this.at, ...options })
+    this.open.set(redis, () => redis.disconnect())
+    return redis
+  }
+
+  get options() {
+    return { connection: { maxRetriesPerRequest: null, ...this.at }, prefix: this.prefix }
+  }
+
+  keep(thing, close) {
+    thing.on('error', error => this.errors.push(String(error?.message ?? error)))
+    this.open.set(thing, close ?? (() => thing.close()))
+    return thing
+  }
+
+  queue(name = 'mail', more = {}) {
+    this.queues ??= new Map()
+    const id = name + JSON.stringify(more)
+    if (!this.queues.has(id)) {
+      this.queues.set(id, this.keep(new this.bullmq.Queue(name, { ...this.options, ...more })))
+    }
+    return this.queues.get(id)
+  }
+
+  flow() {
+    this.flows ??= this.keep(new this.bullmq.FlowProducer(this.options))
+    return this.flows
+  }
+
+  // `code` is the body of the handler; it sees job, token, signal and t.
+  async worker(name, code = '', more = {}) {
+    const handle = new AsyncFunction('job', 'token', 't', code)
+    const run = async (job, token) => {
+      this.ran.push({ queue: name, id: job.id, name: job.name, data: job.data, at: Date.now() })
+      return handle(job, token, this)
+    }
+    const worker = this.keep(new this.bullmq.Worker(name, run, { ...this.options, ...more }))
+    await worker.waitUntilReady()
+    return worker
+  }
+
+  // Notes every event of a queue in t.seen, as the listener gets it.
+  async listen(name, more = {}) {
+    const events = this.keep(new this.bullmq.QueueEvents(name, { ...this.options, ...more }))
+    const emit = events.emit.bind(events)
+    events.emit = (event, ...args) => {
+      if (!event.includes(':') && event !== 'error') this.seen.push({ event, ...args[0] })
+      return emit(event, ...args)
+    }
+    await events.waitUntilReady()
+    return events
+  }
+
+  // Handlers wait at gates; tests open them.
+  gate(name) {
+    if (!this.gates.has(name)) {
+      let open
+      const passed = new Promise(resolve => (open = resolve))
+      this.gates.set(name, { passed, open })
+    }
+    return this.gates.get(name)
+  }
+
+  async close() {
+    this.closing = true
+    for (const gate of this.gates.values()) gate.open()
+    const closed = [...this.open.values()].reverse().map(close => Promise.resolve().then(close))
+    await Promise.allSettled(closed)
+  }
+}
+
+async function serve(stream) {
+  const lines = readline.createInterface({ input: stream, crlfDelay: Infinity })
+  let peer
+  const answer = message => stream.writable && stream.write(JSON.stringify(message) + '\n')
+  const run = async ({ id, code, args = {} }) => {
+    try {
+      const value = await new AsyncFunction('t', ...Object.keys(args), code)(peer, ...Object.values(args))
+      answer({ id, value: value === undefined ? null : value })
+    } catch (error) {
+      answer({ id, error: String(error?.message ?? error), name: error?.name ?? 'Error', code: error?.code })
+    }
+  }
+  lines.on('line', line => {
+    const message = JSON.parse(line)
+    if (peer) run(message)
+    else {
+      peer = new Peer(message)
+      answer({ id: 0, value: require('bullmq/package.json').version })
+    }
+  })
+  await once(lines, 'close')
+  await peer?.close()
+  stream.end()
+}
+
+// What a test's own worker leaves unhandled must not end the process of all others.
+process.on('unhandledRejection', error => console.error('unhandled', error))
+net.createServer({ allowHalfOpen: true }, stream => {
+  stream.on('error', () => {})
+  serve(stream)
+}).listen(socket)
