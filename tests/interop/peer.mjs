@@ -70,6 +70,7 @@ class Peer {
       return handle(job, token, this)
     }
     const worker = this.keep(new this.bullmq.Worker(name, run, { ...this.options, ...more }))
+    this.last = worker
     await worker.waitUntilReady()
     return worker
   }
