@@ -49,7 +49,7 @@ TEXTS: Final = {"name", "parentKey", "rjk", "deid", "pb", "failedReason", "defa"
 OURS: Final = re.compile(r"wm:(oc|cancel|attempts|lifo|policy|n|seq|c:.+)")
 DEFINITION: Final = {
     *("name", "pattern", "every", "tz", "offset", "startDate", "endDate", "limit", "ic", "data", "opts"),
-    *("wm:extra", "wm:paused"),
+    *("wm:extra", "wm:paused", "wm:phase"),
 }
 REMOVED_FROM: Final = {
     *("wait", "delayed", "prioritized", "active", "completed", "failed", "waiting-children", "unknown"),
