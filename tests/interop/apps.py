@@ -27,7 +27,7 @@ from workers_module.store.redis.store import RedisStore
 from workers_module.worker.hooks import Hooks
 from workers_module.worker.runtime import Runtime
 
-QUEUES = ("mail", "parents", "children", "{q}")
+QUEUES = ("mail", "parents", "children", "{q}", "{q}-parents")
 
 Handle = Callable[[Job[Any], JobContext], Awaitable[Any]]
 

@@ -30,6 +30,18 @@ class Peer {
     return require('bullmq')
   }
 
+  // A cluster is one connection for all, which BullMQ copies where it needs its own.
+  get cluster() {
+    if (!this.nodes) {
+      const { Cluster } = require('ioredis')
+      const nodes = new Cluster(this.at.cluster, { redisOptions: { maxRetriesPerRequest: null } })
+      nodes.on('error', error => this.errors.push(String(error)))
+      this.open.set(nodes, () => nodes.disconnect())
+      this.nodes = nodes
+    }
+    return this.nodes
+  }
+
   connect(more = {}) {
     const Redis = require('ioredis')
     const options = { maxRetriesPerRequest: null, ...more }
@@ -39,6 +51,7 @@ class Peer {
   }
 
   get options() {
+    if (this.at.cluster) return { connection: this.cluster, prefix: this.prefix }
     return { connection: { maxRetriesPerRequest: null, ...this.at }, prefix: this.prefix }
   }
 

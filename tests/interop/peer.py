@@ -118,6 +118,9 @@ class Node:
         """Say where Redis is."""
         parts = urlsplit(url)
         connection: object = {"path": parts.path} if parts.scheme == "unix" else url
+        if parts.scheme == "redis+cluster":
+            pairs = [node.rpartition(":") for node in parts.netloc.split(",")]
+            connection = {"cluster": [{"host": host, "port": int(port)} for host, _, port in pairs]}
         await self._ask(0, {"connection": connection, "prefix": prefix})
 
     async def run(self, code: str, /, **args: Any) -> Any:
