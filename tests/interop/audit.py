@@ -133,7 +133,9 @@ class _Look:
         self.client: Any = client
         self.prefix = prefix
         keys = cast("Iterable[str]", client.scan_iter(match=f"{prefix}:*", count=1_000))
-        self.types: dict[str, str] = {key: self.client.type(key) for key in keys}
+        found = {key: self.client.type(key) for key in keys}
+        # What runs out may do so between two looks.
+        self.types: dict[str, str] = {key: kind for key, kind in found.items() if kind != "none"}
         self.jobs: set[str] = set()
 
     def all(self) -> Iterable[str]:

@@ -114,7 +114,8 @@ class Peer {
     this.closing = true
     for (const gate of this.gates.values()) gate.open()
     const closed = [...this.open.values()].reverse().map(close => Promise.resolve().then(close))
-    await Promise.allSettled(closed)
+    const patience = new Promise(resolve => setTimeout(resolve, 5000).unref())
+    await Promise.race([Promise.allSettled(closed), patience])
   }
 }
 
