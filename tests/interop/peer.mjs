@@ -100,6 +100,19 @@ class Peer {
     return events
   }
 
+  // Asks Bull Board as its interface does; the board shows the queues named first. Returns {status, body}.
+  async ask(queues, method, path, { query = {}, body } = {}) {
+    if (!this.board) {
+      const { createBullBoard } = require('@bull-board/api')
+      const { BullMQAdapter } = require('@bull-board/api/bullMQAdapter')
+      this.board = new Board()
+      const adapters = queues.map(name => new BullMQAdapter(this.queue(name)))
+      const options = { uiBasePath: modules, validateResponses: true }
+      createBullBoard({ queues: adapters, serverAdapter: this.board, options })
+    }
+    return this.board.ask(method, path, query, body)
+  }
+
   // Handlers wait at gates; tests open them.
   gate(name) {
     if (!this.gates.has(name)) {
@@ -116,6 +129,58 @@ class Peer {
     const closed = [...this.open.values()].reverse().map(close => Promise.resolve().then(close))
     const patience = new Promise(resolve => setTimeout(resolve, 5000).unref())
     await Promise.race([Promise.allSettled(closed), patience])
+  }
+}
+
+// The least that Bull Board needs of a web server.
+class Board {
+  setQueues(queues) {
+    this.queues = queues
+    return this
+  }
+
+  setApiRoutes(routes) {
+    this.routes = routes.map(({ method, route, handler }) => {
+      const pattern = new RegExp(`^${route.replace(/:(\w+)/g, '(?<$1>[^/]+)')}$`)
+      return { method, pattern, handler }
+    })
+    return this
+  }
+
+  setErrorHandler(handler) {
+    this.onError = handler
+    return this
+  }
+
+  setViewsPath() {
+    return this
+  }
+
+  setStaticPath() {
+    return this
+  }
+
+  setEntryRoute() {
+    return this
+  }
+
+  setUIConfig() {
+    return this
+  }
+
+  async ask(method, path, query, body) {
+    for (const route of this.routes) {
+      const found = route.method === method && route.pattern.exec(path)
+      if (!found) continue
+      const params = Object.fromEntries(Object.entries(found.groups ?? {}).map(([k, v]) => [k, decodeURIComponent(v)]))
+      try {
+        const answer = await route.handler({ queues: this.queues, query, params, body, headers: {} })
+        return { status: answer.status ?? 200, body: answer.body ?? null }
+      } catch (error) {
+        return this.onError(error)
+      }
+    }
+    throw new Error(`no route ${method} ${path}`)
   }
 }
 
