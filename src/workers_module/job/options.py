@@ -526,7 +526,7 @@ def write_slot_options(
     repeat: dict[str, Any] = {"count": count}
     optional = {"pattern": pattern, "every": every_ms, "tz": tz, "limit": limit, "startDate": start, "endDate": end}
     repeat.update((key, item) for key, item in optional.items() if item is not None)
-    if every_ms is not None:
+    if every_ms is not None and offset_ms:
         repeat["offset"] = offset_ms
     value = _object(opts) | {
         "repeat": repeat,

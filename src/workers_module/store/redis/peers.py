@@ -1,6 +1,6 @@
 """The server and the other clients: what they tell of themselves."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from workers_module.store.base import WorkerInfo
@@ -39,12 +39,14 @@ def warning(version: str) -> str:
     return f"A peer is {version}, which this version does not know; jobs are kept in the layout of BullMQ 6."
 
 
-def node_workers(keys: Keys, listing: str, now: int) -> Iterator[WorkerInfo]:
-    """Read Node's workers out of the list of clients; those of this package have told of themselves."""
+def node_workers(keys: Keys, listing: str, now: int, ours: Iterable[WorkerInfo]) -> Iterator[WorkerInfo]:
+    """Read Node's workers out of the list of clients; those of this package (``ours``) have told of themselves."""
+    # A server before 7.2 does not say which library a client uses.
+    known = {keys.client_name(queue, worker.id) for worker in ours for queue in worker.queues}
     for line in listing.splitlines():
         client = {field: value for field, _, value in (part.partition("=") for part in line.split(" "))}
         name = client.get("name", "")
-        if not name.startswith(keys.head) or name.endswith(":qe") or client.get("lib-name", LIBRARY) == LIBRARY:
+        if not name.startswith(keys.head) or name.endswith(":qe") or name in known or client.get("lib-name") == LIBRARY:
             continue
         encoded, _, worker = name[len(keys.head) :].partition(":w:")
         queue = keys.decoded(encoded)

@@ -73,7 +73,8 @@ def read_schedule(queue: str, row: Sequence[Any]) -> ScheduleRecord:
         name=words(b"name") or to_text(id),
         pattern=words(b"pattern"),
         every_ms=number(b"every"),
-        offset_ms=number(b"offset") or 0,
+        # A phase that the first slot gave is only written for Node; the definition names none.
+        offset_ms=0 if b"wm:phase" in h else number(b"offset") or 0,
         tz=words(b"tz"),
         start=number(b"startDate"),
         end=number(b"endDate"),

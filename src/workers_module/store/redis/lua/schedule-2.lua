@@ -46,6 +46,16 @@ local function add_slot(id, slot, job)
   insert(job.p, jid, job)
 end
 
+-- Node counts late slots from a stored phase. A definition that names none gets that of its first slot, and a note that
+-- this is not its own word.
+local function phase_of(values, slot)
+  local distance, own = tonumber(values[3]), tonumber(values[4]) or 0
+  if distance and own == 0 and slot % distance > 0 then
+    return int(slot % distance)
+  end
+  return nil
+end
+
 local function put_schedule(at)
   local id, slot = ARGV[at + 1], tonumber(ARGV[at + 2])
   local values = cjson.decode(ARGV[at + 3])
@@ -55,6 +65,9 @@ local function put_schedule(at)
   local count = 0
   if call('ZSCORE', repeats, id) then
     local old = call('HMGET', key, 'ic', 'wm:paused', 'data', 'opts', unpack(FIELDS))
+    if call('HEXISTS', key, 'wm:phase') == 1 then
+      old[8] = '0'
+    end
     local same = (old[2] and true or false) == paused and (old[3] or '{}') == data and (old[4] or '{}') == opts
     for i = 1, #FIELDS do
       same = same and (old[4 + i] or '') == values[i]
@@ -75,6 +88,10 @@ local function put_schedule(at)
     if values[i] ~= '' then
       h[#h + 1], h[#h + 2] = FIELDS[i], values[i]
     end
+  end
+  local phase = phase_of(values, slot)
+  if phase then
+    h[#h + 1], h[#h + 2], h[#h + 3], h[#h + 4] = 'offset', phase, 'wm:phase', '1'
   end
   if data ~= '{}' then
     h[#h + 1], h[#h + 2] = 'data', data
