@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cache
 from importlib.util import find_spec
@@ -134,6 +134,73 @@ NO_REDIS = (
 )
 
 
+def free_port() -> int:
+    """Return a port of the loopback that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def commander(port: int) -> redis.Redis:
+    """Return a client of a server on a port of the loopback; close it."""
+    return redis.Redis(port=port, decode_responses=True, protocol=2)
+
+
+@contextmanager
+def redis_on_port(*options: str) -> Generator[tuple[int, Server]]:
+    """Run a Redis server that listens on a port of the loopback too."""
+    port = free_port()
+    with redis_server("--port", str(port), "--bind", "127.0.0.1", *options) as server:
+        yield port, server
+
+
+def until(true: Callable[[], object], what: str) -> None:
+    """Wait until something is so."""
+    end = time.monotonic() + PATIENCE
+    while not true():
+        if time.monotonic() > end:
+            pytest.fail(f"in vain: {what}")
+        time.sleep(0.02)
+
+
+@contextmanager
+def redis_cluster(*options: str, masters: int = 3, replicas: int = 0) -> Generator[list[tuple[int, Server]]]:
+    """Run a Redis Cluster; first come the masters, each with the same share of the slots, then a replica of each."""
+    with ExitStack() as stack:
+        nodes: list[tuple[int, Server]] = []
+        clients: list[redis.Redis] = []
+        for _ in range(masters * (1 + replicas)):
+            bus = str(free_port())
+            own = ("--cluster-enabled", "yes", "--cluster-port", bus, "--cluster-node-timeout", "1000")
+            port, server = stack.enter_context(redis_on_port(*own, *options))
+            nodes.append((port, server))
+            clients.append(stack.enter_context(commander(port)))
+            clients[0].execute_command("CLUSTER", "MEET", "127.0.0.1", port, bus)
+        ids = [str(client.execute_command("CLUSTER", "MYID")) for client in clients]
+        for n, client in enumerate(clients[:masters]):
+            client.execute_command("CLUSTER", "ADDSLOTSRANGE", 16384 * n // masters, 16384 * (n + 1) // masters - 1)
+        for client in clients:
+            until(lambda client=client: knows(client, len(nodes)), "all nodes know one another")
+        for n, client in enumerate(clients[masters:]):
+            client.execute_command("CLUSTER", "REPLICATE", ids[n % masters])
+        for client in clients:
+            until(lambda client=client: is_whole(client), "the cluster is whole")
+        for client in clients[masters:]:
+            until(lambda client=client: "master_link_status:up" in str(client.execute_command("INFO")), "a replica")
+        yield nodes
+
+
+def knows(client: redis.Redis, nodes: int) -> bool:
+    """Return whether a node knows so many nodes, itself among them."""
+    return f"cluster_known_nodes:{nodes}" in str(client.execute_command("CLUSTER", "INFO"))
+
+
+def is_whole(client: redis.Redis) -> bool:
+    """Return whether a node takes commands for all slots."""
+    return "cluster_state:ok" in str(client.execute_command("CLUSTER", "INFO"))
+
+
 @contextmanager
 def redis_place() -> Generator[tuple[str, str]]:
     """Give the URL of the server that all tests share, and what the prefix of every key of theirs begins with."""
@@ -146,6 +213,15 @@ def redis_place() -> Generator[tuple[str, str]]:
         return
     with redis_server() as server:
         yield f"unix://{server.address}", prefix
+
+
+@cache
+def shared_cluster() -> str:
+    """Give the URL of a cluster that all tests share; it ends with the process."""
+    stack = ExitStack()
+    atexit.register(stack.close)
+    nodes = stack.enter_context(redis_cluster())
+    return "redis+cluster://" + ",".join(f"127.0.0.1:{port}" for port, _ in nodes)
 
 
 @cache

@@ -7,7 +7,7 @@ from uuid import uuid4
 
 import pytest
 
-from tests.servers import shared_redis
+from tests.servers import shared_cluster, shared_redis
 from tests.store.helpers import Later, assert_sound
 from workers_module.clock import Clock, FrozenClock
 from workers_module.store.base import Store
@@ -41,6 +41,14 @@ def redis(folder: Path) -> Opener:
     return lambda clock: RedisStore(url, prefix=prefix, clock=clock)
 
 
+def cluster(folder: Path) -> Opener:
+    """Return the maker of clients of one new key prefix on a cluster that all tests share."""
+    from workers_module.store.redis.store import RedisStore
+
+    url, prefix = shared_cluster(), f"{{{uuid4().hex[:12]}}}"
+    return lambda clock: RedisStore(url, prefix=prefix, clock=clock)
+
+
 PLACES = {
     "memory": memory,
     "sqlite": sqlite,
@@ -49,7 +57,10 @@ PLACES = {
 
 
 @pytest.fixture(
-    params=[pytest.param(maker, id=name, marks=getattr(pytest.mark, name)) for name, maker in PLACES.items()]
+    params=[
+        *(pytest.param(maker, id=name, marks=getattr(pytest.mark, name)) for name, maker in PLACES.items()),
+        pytest.param(cluster, id="cluster", marks=[pytest.mark.redis, pytest.mark.slow]),
+    ]
 )
 def opener(request: pytest.FixtureRequest, tmp_path: Path) -> Opener:
     """Return what makes clients of one new, empty storage."""

@@ -40,13 +40,14 @@ _SCHEDULED: Final = 3
 class Keys:
     """The keys below one prefix."""
 
-    __slots__ = ("head", "locks", "prefix", "workers")
+    __slots__ = ("clustered", "head", "locks", "prefix", "workers")
 
     def __init__(self, prefix: str) -> None:
         if not prefix or prefix.endswith(":"):
             raise ConfigurationError(
                 f"key prefix {prefix!r}: give some text that does not end in a colon, such as 'bull'"
             )
+        self.clustered = False
         self.prefix = prefix
         self.head = f"{prefix}:"
         self.locks = f"{prefix}::wm:locks"
@@ -56,10 +57,28 @@ class Keys:
         """Return the key of a queue's settings."""
         return f"{self.head}{queue}:meta"
 
-    def declared(self, queue: str) -> tuple[str, str]:
-        """Return the keys that each script about a queue declares."""
+    def declared(self, queue: str) -> tuple[str, ...]:
+        """Return the keys that each script about a queue declares.
+
+        On a cluster the last one never exists. While a slot moves to another node, its keys lie on two: then Redis
+        refuses a command one of whose keys is not there, and so no script runs that would find half of a queue.
+
+        Raises:
+            ConfigurationError: On a cluster, the queue's keys would lie in several slots.
+        """
         base = f"{self.head}{queue}"
-        return f"{base}:meta", f"{base}:wm:tagsets"
+        if not self.clustered:
+            return f"{base}:meta", f"{base}:wm:tagsets"
+        if not hash_tag(base):
+            raise ConfigurationError(
+                f"queue {queue!r}: on a cluster all keys of a queue must lie in one slot; put the key prefix in braces "
+                f"('{{{self.prefix}}}'), or the queue's name ('{{{queue}}}')"
+            )
+        return f"{base}:meta", f"{base}:wm:tagsets", f"{base}:wm:whole"
+
+    def slot(self, queue: str) -> str:
+        """Return what the slot of a queue's keys depends on."""
+        return hash_tag(f"{self.head}{queue}") if self.clustered else ""
 
     def place(self, queue: str, tags: tuple[str, ...] = ()) -> str:
         """Return the qualified name of the BullMQ queue that holds a queue's jobs with these tags."""
@@ -104,6 +123,13 @@ class Keys:
             return base64.b64decode(encoded, validate=True).decode()
         except ValueError:
             return None
+
+
+def hash_tag(key: str) -> str:
+    """Return the part of a key that decides on its slot in a cluster; empty when that is the whole key."""
+    _, brace, rest = key.partition("{")
+    tag, end, _ = rest.partition("}")
+    return tag if brace and end else ""
 
 
 def glob(text: str) -> str:
