@@ -12,12 +12,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 from uuid import uuid4
 
 import pytest
@@ -142,9 +142,11 @@ def free_port() -> int:
         return port
 
 
-def commander(port: int) -> redis.Redis:
-    """Return a client of a server on a port of the loopback; close it."""
-    return redis.Redis(port=port, decode_responses=True, protocol=2)
+def command(port: int, *words: str | int) -> Any:
+    """Send a command to a server on a port of the loopback, and return its reply."""
+    with redis.Redis(port=port, decode_responses=True, protocol=2) as client:
+        call = cast("Callable[..., Any]", client.execute_command)
+        return call(*words)
 
 
 @contextmanager
@@ -169,36 +171,28 @@ def redis_cluster(*options: str, masters: int = 3, replicas: int = 0) -> Generat
     """Run a Redis Cluster; first come the masters, each with the same share of the slots, then a replica of each."""
     with ExitStack() as stack:
         nodes: list[tuple[int, Server]] = []
-        clients: list[redis.Redis] = []
         for _ in range(masters * (1 + replicas)):
-            bus = str(free_port())
-            own = ("--cluster-enabled", "yes", "--cluster-port", bus, "--cluster-node-timeout", "1000")
+            bus = free_port()
+            own = ("--cluster-enabled", "yes", "--cluster-port", str(bus), "--cluster-node-timeout", "1000")
             port, server = stack.enter_context(redis_on_port(*own, *options))
             nodes.append((port, server))
-            clients.append(stack.enter_context(commander(port)))
-            clients[0].execute_command("CLUSTER", "MEET", "127.0.0.1", port, bus)
-        ids = [str(client.execute_command("CLUSTER", "MYID")) for client in clients]
-        for n, client in enumerate(clients[:masters]):
-            client.execute_command("CLUSTER", "ADDSLOTSRANGE", 16384 * n // masters, 16384 * (n + 1) // masters - 1)
-        for client in clients:
-            until(lambda client=client: knows(client, len(nodes)), "all nodes know one another")
-        for n, client in enumerate(clients[masters:]):
-            client.execute_command("CLUSTER", "REPLICATE", ids[n % masters])
-        for client in clients:
-            until(lambda client=client: is_whole(client), "the cluster is whole")
-        for client in clients[masters:]:
-            until(lambda client=client: "master_link_status:up" in str(client.execute_command("INFO")), "a replica")
+            command(nodes[0][0], "CLUSTER", "MEET", "127.0.0.1", port, bus)
+        ports = [port for port, _ in nodes]
+        for n, port in enumerate(ports[:masters]):
+            command(port, "CLUSTER", "ADDSLOTSRANGE", 16384 * n // masters, 16384 * (n + 1) // masters - 1)
+        until_all(ports, f"cluster_known_nodes:{len(nodes)}", "CLUSTER", "INFO")
+        for n, port in enumerate(ports[masters:]):
+            command(port, "CLUSTER", "REPLICATE", command(ports[n % masters], "CLUSTER", "MYID"))
+        until_all(ports, "cluster_state:ok", "CLUSTER", "INFO")
+        # A replica that has not been heard of by all is not asked to take over.
+        until_all(ports, f"cluster_size:{masters}", "CLUSTER", "INFO")
+        until_all(ports[masters:], "'master_link_status': 'up'", "INFO", "replication")
         yield nodes
 
 
-def knows(client: redis.Redis, nodes: int) -> bool:
-    """Return whether a node knows so many nodes, itself among them."""
-    return f"cluster_known_nodes:{nodes}" in str(client.execute_command("CLUSTER", "INFO"))
-
-
-def is_whole(client: redis.Redis) -> bool:
-    """Return whether a node takes commands for all slots."""
-    return "cluster_state:ok" in str(client.execute_command("CLUSTER", "INFO"))
+def until_all(ports: Iterable[int], text: str, *words: str) -> None:
+    """Wait until the replies of all of these servers to a command have a text in them."""
+    until(lambda: all(text in str(command(port, *words)) for port in ports), f"{words} say {text}")
 
 
 @contextmanager

@@ -76,8 +76,8 @@ class Address:
     """
 
     def __init__(self, url: str) -> None:
+        scheme, _, rest = url.partition("://")
         try:
-            scheme, _, rest = url.partition("://")
             base, _, form = scheme.lower().partition("+")
             self.kind = {"": Kind.PLAIN, "cluster": Kind.CLUSTER, "sentinel": Kind.SENTINEL}[form]
             netloc = re.split(r"[/?#]", rest, maxsplit=1)[0]

@@ -12,8 +12,8 @@ from workers_module.store.redis.keys import Keys
 class Batch:
     """The specs of one slot: their numbers in the whole call, and they themselves, parents by their new number."""
 
-    numbers: list[int] = field(default_factory=list)
-    specs: list[JobSpec] = field(default_factory=list)
+    numbers: list[int] = field(default_factory=list[int])
+    specs: list[JobSpec] = field(default_factory=list[JobSpec])
 
 
 def by_slot(keys: Keys, specs: Sequence[JobSpec]) -> list[Batch]:
