@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cache
 from importlib.util import find_spec
@@ -23,8 +23,8 @@ from uuid import uuid4
 import pytest
 import redis
 
-PATIENCE = 10.0
-"""Seconds a server has to begin to listen."""
+PATIENCE = 20.0
+"""Seconds a server has to begin to listen, and servers to agree."""
 
 
 class Server:
@@ -100,16 +100,22 @@ def redis_binary() -> str | None:
 
 
 @contextmanager
-def redis_server(*options: str) -> Generator[Server]:
-    """Run a Redis server of one's own, for tests that hurt it; ``options`` are its, such as ``--appendonly yes``."""
+def redis_server(*options: str, lines: Sequence[str] = ()) -> Generator[Server]:
+    """Run a Redis server of one's own, for tests that hurt it; ``options`` are its, such as ``--appendonly yes``.
+
+    Args:
+        lines: What stands in its file of settings; a sentinel changes that as it learns.
+    """
     binary = redis_binary()
     if binary is None:
         pytest.skip(missing("redis", NO_REDIS) or "")
     with tempfile.TemporaryDirectory(prefix="wm-") as name:
         folder = Path(name)
         address = folder / "s"
+        (folder / "redis.conf").write_text("".join(f"{line}\n" for line in lines))
         command = [
             binary,
+            str(folder / "redis.conf"),
             "--port",
             "0",
             "--unixsocket",
@@ -150,10 +156,10 @@ def command(port: int, *words: str | int) -> Any:
 
 
 @contextmanager
-def redis_on_port(*options: str) -> Generator[tuple[int, Server]]:
+def redis_on_port(*options: str, lines: Sequence[str] = ()) -> Generator[tuple[int, Server]]:
     """Run a Redis server that listens on a port of the loopback too."""
     port = free_port()
-    with redis_server("--port", str(port), "--bind", "127.0.0.1", *options) as server:
+    with redis_server("--port", str(port), "--bind", "127.0.0.1", *options, lines=lines) as server:
         yield port, server
 
 
@@ -188,6 +194,49 @@ def redis_cluster(*options: str, masters: int = 3, replicas: int = 0) -> Generat
         until_all(ports, f"cluster_size:{masters}", "CLUSTER", "INFO")
         until_all(ports[masters:], "'master_link_status': 'up'", "INFO", "replication")
         yield nodes
+
+
+@contextmanager
+def redis_sentinels(
+    *options: str, sentinels: int = 1, replicas: int = 1
+) -> Generator[tuple[list[int], Server, list[int]]]:
+    """Run a master with replicas, and sentinels that know it as ``mymaster``.
+
+    Gives the ports of master and replicas, the master, and the ports of the sentinels.
+    """
+    with ExitStack() as stack:
+        master, server = stack.enter_context(redis_on_port(*options, "--repl-diskless-sync-delay", "0"))
+        following = ("--replicaof", "127.0.0.1", str(master), "--repl-diskless-sync-delay", "0")
+        others = [stack.enter_context(redis_on_port(*options, *following))[0] for _ in range(replicas)]
+        watching: list[int] = []
+        for _ in range(sentinels):
+            lines = [
+                f"sentinel monitor mymaster 127.0.0.1 {master} {sentinels // 2 + 1}",
+                "sentinel down-after-milliseconds mymaster 500",
+                "sentinel failover-timeout mymaster 2000",
+            ]
+            port, _ = stack.enter_context(redis_on_port("--sentinel", lines=lines))
+            watching.append(port)
+        until_all(others, "'master_link_status': 'up'", "INFO", "replication")
+        linked = "'master-link-status', 'ok'"
+        until(lambda: all(str(replicas_of(port)).count(linked) == replicas for port in watching), "sentinels know all")
+        for port in watching:
+            until(
+                lambda: all(len(sentinels_of(port)) == sentinels - 1 for port in watching), "sentinels know one another"
+            )
+        yield [master, *others], server, watching
+
+
+def replicas_of(port: int) -> list[Any]:
+    """Return the replicas that a sentinel knows."""
+    found: list[Any] = command(port, "SENTINEL", "REPLICAS", "mymaster")
+    return found
+
+
+def sentinels_of(port: int) -> list[Any]:
+    """Return the other sentinels that one knows."""
+    found: list[Any] = command(port, "SENTINEL", "SENTINELS", "mymaster")
+    return found
 
 
 def until_all(ports: Iterable[int], text: str, *words: str) -> None:

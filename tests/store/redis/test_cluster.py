@@ -4,9 +4,7 @@ The suite of all stores runs on a cluster too, among the long tests; there all k
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import suppress
-from typing import Any
+from collections.abc import AsyncIterator, Iterator
 from uuid import uuid4
 
 import anyio
@@ -31,6 +29,7 @@ from tests.store.helpers import (
     sweep,
     types_of,
 )
+from tests.store.redis.helpers import produce, renewed, stubborn, until_blocked, work
 from workers_module.errors import (
     ConfigurationError,
     JobNotFoundError,
@@ -42,9 +41,7 @@ from workers_module.job.state import JobState
 from workers_module.store.base import (
     Beat,
     FireSlot,
-    Held,
     PutSchedule,
-    Renewer,
     RenewReply,
     ScheduleDefinition,
     Store,
@@ -305,10 +302,6 @@ async def test_a_worker_that_sleeps_is_woken_on_the_new_node(store: RedisStore, 
     await run_claimed(store, queue, "b")
 
 
-def until_blocked(port: int) -> None:
-    until(lambda: "'blocked_clients': 0" not in str(command(port, "INFO", "clients")), "a client blocks")
-
-
 async def run_claimed(store: Store, queue: str, id: str) -> None:
     (found,) = await store.get(queue, [id])
     assert found is not None
@@ -339,41 +332,6 @@ async def test_no_script_runs_on_half_of_a_queue(store: RedisStore, ports: list[
         move.end()
     assert await numbers(store, queue) == {"waiting": 3}
     assert ids_of(await claim(store, 3, queue=queue)) == ["1", "2"]
-
-
-async def stubborn(call: Callable[..., Any], *args: Any) -> Any:
-    """Repeat a call until the store answers, as workers and producers do."""
-    with anyio.fail_after(30):
-        while True:
-            try:
-                return await call(*args)
-            except StoreUnavailableError:
-                await anyio.sleep(0.01)
-
-
-async def work(store: Store, queue: str, done: list[str], total: int) -> None:
-    """Claim and complete until so many jobs are done."""
-    while len(done) < total:
-        req = step(5, queue=queue)
-        try:
-            jobs = (await store.wait(req, 0.2)).jobs
-        except StoreUnavailableError:
-            again = step(5, queue=queue, token=req.token, resume=True)
-            jobs = (await stubborn(store.step, again)).jobs
-        for job in jobs:
-            await stubborn(settle_once, store, queue, job)
-            done.append(job.record.id)
-
-
-async def settle_once(store: Store, queue: str, job: Any) -> None:
-    with suppress(AssertionError):
-        # Of a lost reply the second try says that it was done before; the counts at the end judge.
-        await complete(store, job, queue=queue)
-
-
-async def produce(store: Store, queue: str, total: int) -> None:
-    for n in range(total):
-        await stubborn(store.add, [spec(f"job-{n}", queue=queue)])
 
 
 async def test_a_slot_moves_under_load(store: RedisStore, ports: list[int]) -> None:
@@ -427,10 +385,6 @@ async def test_a_failed_node_is_unavailable_and_used_again(own: list[tuple[int, 
         await run(store, "a", queue=queue)
     renewer.close()
     await store.close()
-
-
-async def renewed(renewer: Renewer, queue: str, held: Held) -> RenewReply:
-    return await anyio.to_thread.run_sync(renewer.renew, queue, [held], 30_000)
 
 
 async def test_a_replica_takes_over() -> None:

@@ -53,6 +53,10 @@ class Kind(Enum):
     SENTINEL = auto()
 
 
+_BASES: Final = frozenset({"redis", "rediss", "unix"})
+_FORMS: Final = {"": Kind.PLAIN, "cluster": Kind.CLUSTER, "sentinel": Kind.SENTINEL}
+
+
 class Target(NamedTuple):
     """Where one server is: a host and a port, or the path of a socket and 0."""
 
@@ -77,57 +81,60 @@ class Address:
 
     def __init__(self, url: str) -> None:
         scheme, _, rest = url.partition("://")
-        try:
-            base, _, form = scheme.lower().partition("+")
-            self.kind = {"": Kind.PLAIN, "cluster": Kind.CLUSTER, "sentinel": Kind.SENTINEL}[form]
-            netloc = re.split(r"[/?#]", rest, maxsplit=1)[0]
-            who, at, hosts = netloc.rpartition("@")
-            parts = urlsplit(f"{base}://{who}{at}host{rest[len(netloc) :]}" if form else url)
-            given = dict(parse_qsl(parts.query, keep_blank_values=True))
-            self.own: dict[str, str] = {name: given.pop(name) for name in _OURS if name in given}
-            path = parts.path
-            if form and base == "unix":
-                raise KeyError(form)  # noqa: TRY301 - one place says what a URL looks like
-            if self.kind is Kind.SENTINEL:
-                path = self._read_master(path)
-            first = netloc if not form else f"{who}{at}host"
-            plain = f"{base}://{first}{path}"
-            self._options: dict[str, Any] = dict(parse_url(f"{plain}?{urlencode(given)}" if given else plain))
-            self.seeds = self._read_seeds(base, hosts if form else "", parts.path)
-        except KeyError:
+        base, _, form = scheme.lower().partition("+")
+        kind = _FORMS.get(form)
+        if base not in _BASES or kind is None or (form and base == "unix"):
             raise ConfigurationError(
                 f"store URL: no form {scheme}://; write redis://, rediss:// or unix://, or with several hosts "
                 "redis+cluster://, redis+sentinel:// (rediss+… over TLS)"
-            ) from None
-        except ValueError as error:
-            raise ConfigurationError(f"store URL: {error}") from None
-        self.encrypted = base == "rediss"
+            )
+        self.kind = kind
         self.scheme = base
+        self.encrypted = base == "rediss"
+        try:
+            self._read(scheme, rest)
+        except ValueError:
+            # What could not be read may be a part of the password: it is not shown.
+            raise ConfigurationError(
+                "store URL: its host, port or a parameter cannot be read; write %2F, %3F, %23 and %40 "
+                "for / ? # and @ in user and password"
+            ) from None
+        self._try_options()
+
+    def _read(self, scheme: str, rest: str) -> None:
+        netloc = re.split(r"[/?#]", rest, maxsplit=1)[0]
+        who, at, hosts = netloc.rpartition("@")
+        parts = urlsplit(f"{self.scheme}://{rest}")
+        given = dict(parse_qsl(parts.query, keep_blank_values=True))
+        self.own: dict[str, str] = {name: given.pop(name) for name in _OURS if name in given}
         user, colon, _ = who.partition(":")
         shown = f"{user}:***@" if colon else f"{user}@" if user else ""
         self.place = f"{scheme}://{shown}{hosts}{parts.path}"
-        self.has_password = bool(self._options.get("password"))
-        self.verifies = not self.encrypted or str(self._options.get("ssl_cert_reqs", "required")) == "required"
-        for name in _TAKEN:
-            self._options.pop(name, None)
-        for name in ("connection_class", "host", "port", "path"):
+        path = parts.path
+        if self.kind is Kind.SENTINEL:
+            path = self._read_master(path)
+        first = netloc if self.kind is Kind.PLAIN else f"{who}{at}host"
+        plain = f"{self.scheme}://{first}{path}"
+        self._options: dict[str, Any] = dict(parse_url(f"{plain}?{urlencode(given)}" if given else plain))
+        self.seeds = self._read_seeds(hosts, parts.path)
+        for name in (*_TAKEN, "connection_class", "host", "port", "path"):
             self._options.pop(name, None)
         if self.kind is Kind.CLUSTER and self._options.get("db"):
             raise ConfigurationError(f"{self.place}: a cluster has one database, number 0; leave the number out")
-        self._try_options()
 
     def _read_master(self, path: str) -> str:
         found = _MASTER.fullmatch(unquote(path))
         if found is None:
-            raise ValueError(
-                "a sentinel URL names the master that the sentinels watch: redis+sentinel://host:26379/mymaster/0"
+            raise ConfigurationError(
+                f"{self.place}: a sentinel URL names the master that the sentinels watch: "
+                "redis+sentinel://host:26379/mymaster/0"
             )
         self.master = found[1]
         return found[2] or ""
 
-    def _read_seeds(self, base: str, hosts: str, path: str) -> tuple[Target, ...]:
+    def _read_seeds(self, hosts: str, path: str) -> tuple[Target, ...]:
         if self.kind is Kind.PLAIN:
-            if base == "unix":
+            if self.scheme == "unix":
                 return (Target(unquote(path), 0),)
             return (Target(self._options.get("host", "localhost"), self._options.get("port", _PORT)),)
         port = _SENTINEL_PORT if self.kind is Kind.SENTINEL else _PORT
@@ -135,7 +142,9 @@ class Address:
         for text in hosts.split(","):
             one = urlsplit(f"//{text}")
             if not one.hostname:
-                raise ValueError("it names no host; several are separated by commas: host1:7000,host2:7000")
+                raise ConfigurationError(
+                    f"{self.place}: it names no host; several are separated by commas: host1:7000,host2:7000"
+                )
             seeds.append(Target(one.hostname, one.port or port))
         return tuple(seeds)
 
@@ -180,10 +189,10 @@ class Address:
 
     def warnings(self) -> Iterator[str]:
         """Return what whoever wrote the URL should know."""
-        if not self.verifies:
+        if self.encrypted and self._options.get("ssl_cert_reqs", "required") != "required":
             yield f"{self.place}: the server's certificate is not checked (ssl_cert_reqs): anybody can pose as it."
         away = any(seed.port and seed.host not in _LOOPBACK for seed in self.seeds)
-        if self.has_password and not self.encrypted and away:
+        if self._options.get("password") and not self.encrypted and away:
             yield f"{self.place}: the password crosses the network unencrypted; write rediss://."
 
     # connections

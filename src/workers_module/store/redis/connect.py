@@ -218,7 +218,9 @@ class Links:
             ) from None
 
     async def _drop_idle(self) -> None:
-        idle, self._idle = self._idle, []
+        idle = [*self._idle, *(link for links in self._sleepers.values() for link in links)]
+        self._idle.clear()
+        self._sleepers.clear()
         for link in idle:
             await link.drop()
 
@@ -277,10 +279,7 @@ class Links:
         self.interrupt()
         with anyio.CancelScope(shield=True), anyio.move_on_after(REPLY_SECONDS):
             await self._quiet.wait()
-        for link in [*self._idle, *(link for links in self._sleepers.values() for link in links)]:
-            await link.drop()
-        self._idle.clear()
-        self._sleepers.clear()
+        await self._drop_idle()
 
 
 def backoff(attempt: int) -> float:
