@@ -259,12 +259,11 @@ def redis_place() -> Generator[tuple[str, str]]:
 
 
 @cache
-def shared_cluster() -> str:
-    """Give the URL of a cluster that all tests share; it ends with the process."""
+def shared_cluster() -> list[int]:
+    """Give the ports of a cluster that all tests share; it ends with the process."""
     stack = ExitStack()
     atexit.register(stack.close)
-    nodes = stack.enter_context(redis_cluster())
-    return "redis+cluster://" + ",".join(f"127.0.0.1:{port}" for port, _ in nodes)
+    return [port for port, _ in stack.enter_context(redis_cluster())]
 
 
 @cache

@@ -60,14 +60,14 @@ FAR = ("{a}", "{b}", "{c}")
 @pytest.fixture
 def ports() -> list[int]:
     """Return the ports of a cluster of three masters that other tests use too."""
-    hosts = shared_cluster().removeprefix("redis+cluster://").split(",")
-    return [int(host.rpartition(":")[2]) for host in hosts]
+    return shared_cluster()
 
 
 @pytest.fixture
-async def store() -> AsyncIterator[RedisStore]:
+async def store(ports: list[int]) -> AsyncIterator[RedisStore]:
     """Return a store whose queues lie where their names say."""
-    store = RedisStore(shared_cluster(), prefix=f"wm-{uuid4().hex[:12]}")
+    hosts = ",".join(f"127.0.0.1:{port}" for port in ports)
+    store = RedisStore(f"redis+cluster://{hosts}", prefix=f"wm-{uuid4().hex[:12]}")
     await store.open()
     yield store
     await assert_sound(store)

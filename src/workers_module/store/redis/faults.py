@@ -11,6 +11,7 @@ from workers_module.errors import (
     StoreFullError,
     StoreUnavailableError,
 )
+from workers_module.store.redis.rights import COMMANDS
 
 _FULL: Final = ("OOM", "MISCONF", "NOREPLICAS")
 _DENIED: Final = ("NOAUTH", "WRONGPASS", "NOPERM", "DENIED")
@@ -60,9 +61,9 @@ def translate(error: Exception, place: str) -> StoreError | ConfigurationError:
         or word in _DENIED
         or _DENIED_IN_SCRIPT in text.lower()
     ):
+        which = f" (a script runs one of {' '.join(COMMANDS)})" if _DENIED_IN_SCRIPT in text.lower() else ""
         return StoreDeniedError(
-            f"{place} refuses this user: {text}. Grant the right (workers_module.store.redis.rights lists what is "
-            "needed), or correct user and password in the URL"
+            f"{place} refuses this user: {text}. Grant the right{which}, or correct user and password in the URL"
         )
     if isinstance(error, raised.OutOfMemoryError) or word in _FULL or "command not allowed when used memory" in text:
         return StoreFullError(f"{place} takes no more data: {text}. Give it memory or disk, or remove jobs")
