@@ -147,6 +147,24 @@ def is_reserved(id: str) -> bool:
     return parts[0] in _FAMILIES or parts[-1] in _PARTS or (parts[0] == "repeat" and len(parts) < _SCHEDULED)
 
 
+def described(suffix: str) -> tuple[str, str] | None:
+    """Return what a queue's key is that hangs on a job, by what stands behind the queue's name.
+
+    Returns:
+        ``job`` and its id; a part of a job, such as ``logs``, and the job's id; ``de`` and the id of a deduplication.
+        None for a key of the queue itself, and for a lease, which runs out by itself.
+    """
+    if not is_reserved(suffix):
+        return "job", suffix
+    first, _, rest = suffix.partition(":")
+    if first == "de":
+        return first, rest
+    id, _, part = suffix.rpartition(":")
+    if part in _PARTS - {"lock"} and first not in _FAMILIES and not is_reserved(id):
+        return part, id
+    return None
+
+
 def check_id(queue: str, id: str) -> None:
     """Refuse an id that Redis needs for itself.
 

@@ -4,7 +4,15 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Final, Literal
 
 from workers_module.job.state import JobState
-from workers_module.store.base import EditResult, RenewReply, ScheduleDefinition, ScheduleRecord, Series, SettleCode
+from workers_module.store.base import (
+    EditResult,
+    Problem,
+    RenewReply,
+    ScheduleDefinition,
+    ScheduleRecord,
+    Series,
+    SettleCode,
+)
 
 CODES: Final = (
     SettleCode.OK,
@@ -51,6 +59,12 @@ def unpack(text: bytes) -> list[bytes]:
         pieces.append(text[start:end])
         start = end
     return pieces
+
+
+def read_problem(row: Sequence[bytes]) -> Problem:
+    """Read what ``verify-2.lua`` found."""
+    what, id, said = map(to_text, row)
+    return Problem(what, id or None, said)
 
 
 def read_renewal(reply: Any) -> RenewReply:

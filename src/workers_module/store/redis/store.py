@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
+from itertools import chain
 from typing import Any, Final, Literal, NoReturn, assert_never
 from weakref import ref
 
@@ -76,7 +77,7 @@ from workers_module.store.redis.connect import Link, Links
 from workers_module.store.redis.events import Follower
 from workers_module.store.redis.faults import CutOffError, said
 from workers_module.store.redis.fields import FLAGS, Started, read_record, record_fields, spec_extras, to_json
-from workers_module.store.redis.keys import Keys, check_id, check_tags, glob, hash_tag, is_reserved
+from workers_module.store.redis.keys import Keys, check_id, check_tags, described, glob, hash_tag, is_reserved
 from workers_module.store.redis.layout import Layout
 from workers_module.store.redis.peers import inspect, node_workers, warning
 from workers_module.store.redis.reading import (
@@ -84,6 +85,7 @@ from workers_module.store.redis.reading import (
     CODES,
     EDITED,
     EXISTING,
+    read_problem,
     read_renewal,
     read_schedule,
     read_series,
@@ -910,11 +912,22 @@ class RedisStore:
                 start = 0
                 while True:
                     number, found = await self._call(_VERIFY, queue, None, tags, state.value, start, _PIECE)
-                    problems += [Problem(to_text(what), to_text(id) or None, to_text(said)) for what, id, said in found]
+                    problems += map(read_problem, found)
                     start += _PIECE
                     if number < _PIECE:
                         break
+            for piece in _pieces(await self._hanging_keys(queue, tags)):
+                _, found = await self._call(_VERIFY, queue, None, tags, "keys", *chain.from_iterable(piece))
+                problems += map(read_problem, found)
         return problems
+
+    async def _hanging_keys(self, queue: str, tags: str) -> list[tuple[str, str]]:
+        """Return what of a queue's keys hangs on a job; see `described`."""
+        links = await self._open_servers().at(self._keys.meta(queue))
+        place = f"{queue}@{tags}" if tags else queue
+        start = len(f"{self._keys.head}{place}:")
+        found = {key async for key in self._scan(links, self._keys.pattern(glob(place), "*"))}
+        return sorted(one for key in found if (one := described(key[start:])))
 
 
 def _foreign(key: str) -> tuple[str, str]:
