@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from time import time as unix_seconds
 from typing import Any, Final
 
 from workers_module.errors import ConfigurationError
@@ -11,6 +12,8 @@ from workers_module.store.redis.connect import Links
 from workers_module.store.redis.keys import Keys
 from workers_module.store.redis.servers import Servers
 
+_SKEW_SECONDS: Final = 2.0
+"""What counts as another time: the second that matters to BullMQ, and one that the answer may take."""
 _LOOKED_AT: Final = 10_000
 """How many keys are looked through at start for the settings of queues that other clients have written."""
 
@@ -28,6 +31,8 @@ class Inspected:
     """What it does when its memory is full."""
     keeps: bool
     """Whether it writes to disk, or does not tell."""
+    ahead_s: float
+    """How far this machine's clock is ahead of its own."""
     peers: tuple[str, ...]
     """Versions of BullMQ that have written here and whose layout is another one."""
 
@@ -47,21 +52,29 @@ class Inspected:
             yield f"{text}: jobs can be lost."
         if not self.keeps:
             yield f"{self.place} writes nothing to disk: jobs end with the server."
+        if abs(self.ahead_s) > _SKEW_SECONDS:
+            way = "ahead of" if self.ahead_s > 0 else "behind"
+            yield (
+                f"This machine's clock is {abs(self.ahead_s):.0f} s {way} that of {self.place}: this package goes by "
+                "the server's, Node.js peers by their own; have all clocks set by one source."
+            )
         yield from map(warning, self.peers)
 
 
 async def inspect(servers: Servers, links: Links, pattern: str) -> Inspected:
     """Ask one server about itself, and about who has written there; ``pattern`` is that of queues' settings."""
-    info, policy, save, scan = await servers.run(
+    info, clock, policy, save, scan = await servers.run(
         links,
         [
             ("INFO",),
+            ("TIME",),
             ("CONFIG", "GET", "maxmemory-policy"),
             ("CONFIG", "GET", "save"),
             ("SCAN", "0", "MATCH", pattern, "COUNT", _LOOKED_AT),
         ],
     )
     told = parse_info(servers.answer(info, links))
+    seconds, micros = servers.answer(clock, links)
     metas: list[bytes] = [] if isinstance(scan, Exception) else scan[1]
     versions = await servers.run(links, [("HGET", meta, "version") for meta in metas]) if metas else []
     peers = sorted({reply.decode() for reply in versions if isinstance(reply, bytes)})
@@ -72,6 +85,7 @@ async def inspect(servers: Servers, links: Links, pattern: str) -> Inspected:
         clustered=told.get("cluster_enabled") == "1",
         policy=config_value(policy) or told.get("maxmemory_policy", "noeviction"),
         keeps=told.get("aof_enabled", "0") != "0" or bool(config_value(save)) or isinstance(save, Exception),
+        ahead_s=unix_seconds() - int(seconds) - int(micros) / 1_000_000,
         peers=tuple(filter(is_other, peers)),
     )
 
