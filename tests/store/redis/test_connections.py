@@ -78,6 +78,7 @@ async def store(port: int) -> AsyncIterator[RedisStore]:
         ("WRONGPASS invalid username-password pair or user is disabled.", StoreDeniedError),
         ("NOPERM this user has no permissions to run the 'get' command", StoreDeniedError),
         ("ERR The user executing the script can't run this command or subcommand script: x", StoreDeniedError),
+        ("ERR ACL failure in script: User x has no permissions to run the 'zadd' command", StoreDeniedError),
         ("CROSSSLOT Keys in request don't hash to the same slot", StoreError),
         ("ERR something else", StoreError),
     ],
@@ -96,7 +97,7 @@ async def test_a_server_that_is_loading_is_waited_for(place: tuple[int, Server])
     await add(store, *(f"{n}" for n in range(100)))
     command(port, "SAVE")
     server.kill()
-    server.command += ["--key-load-delay", "20000", "--loading-process-events-interval-bytes", "1024"]
+    server.command += ["--key-load-delay", "50000", "--loading-process-events-interval-bytes", "1024"]
     await anyio.to_thread.run_sync(server.start)
     # Nothing was done: not even for jobs without an id is there a doubt.
     with pytest.raises(StoreUnavailableError, match="LOADING"):

@@ -15,7 +15,8 @@ from workers_module.store.redis.rights import COMMANDS
 
 _FULL: Final = ("OOM", "MISCONF", "NOREPLICAS")
 _DENIED: Final = ("NOAUTH", "WRONGPASS", "NOPERM", "DENIED")
-_DENIED_IN_SCRIPT: Final = "user executing the script"
+_DENIED_IN_SCRIPT: Final = ("user executing the script", "acl failure in script")
+"""Redis before 7.2 does not say which command it was, others do."""
 _LATER: Final = (
     "LOADING",
     "READONLY",
@@ -55,13 +56,10 @@ def translate(error: Exception, place: str) -> StoreError | ConfigurationError:
     if isinstance(error.__cause__, REPLIES):
         error = error.__cause__
     text = said(error)
+    in_script = any(words in text.lower() for words in _DENIED_IN_SCRIPT)
     word = text.split(" ", 1)[0].rstrip(":,")
-    if (
-        isinstance(error, raised.AuthenticationError | raised.NoPermissionError)
-        or word in _DENIED
-        or _DENIED_IN_SCRIPT in text.lower()
-    ):
-        which = f" (a script runs one of {' '.join(COMMANDS)})" if _DENIED_IN_SCRIPT in text.lower() else ""
+    if isinstance(error, raised.AuthenticationError | raised.NoPermissionError) or word in _DENIED or in_script:
+        which = f" (a script runs one of {' '.join(COMMANDS)})" if in_script else ""
         return StoreDeniedError(
             f"{place} refuses this user: {text}. Grant the right{which}, or correct user and password in the URL"
         )
