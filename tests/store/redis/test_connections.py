@@ -94,7 +94,9 @@ async def test_a_server_that_is_loading_is_waited_for(place: tuple[int, Server])
     port, server = place
     store = RedisStore(f"redis://127.0.0.1:{port}")
     await store.open()
-    await add(store, *(f"{n}" for n in range(100)))
+    # The server answers each time it has read a kilobyte, which is once for each of these jobs.
+    await add(store, *(f"{n}" for n in range(100)), data=b'"%s"' % (b"x" * 2_000))
+    command(port, "CONFIG", "SET", "rdbcompression", "no")
     command(port, "SAVE")
     server.kill()
     server.command += ["--key-load-delay", "50000", "--loading-process-events-interval-bytes", "1024"]

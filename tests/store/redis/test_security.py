@@ -173,8 +173,7 @@ async def test_who_the_server_is_gets_checked(papers: Papers) -> None:
 
 
 async def test_a_certificate_of_another_host_is_refused(papers: Papers) -> None:
-    port = free_port()
-    with redis_server(*encrypted(papers, "stranger", port)), pytest.raises(StoreDeniedError, match=r"127\.0\.0\.1"):
+    with encrypted_server(papers, "stranger") as port, pytest.raises(StoreDeniedError, match=r"127\.0\.0\.1"):
         await open_store(f"rediss://127.0.0.1:{port}?ssl_ca_certs={papers.authority}").open()
 
 
