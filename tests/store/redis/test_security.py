@@ -274,6 +274,13 @@ def test_the_documented_rights_are_those_the_scripts_need() -> None:
     assert used - {"pexpireat", "pexpiretime"} <= {command.partition("|")[0] for command in COMMANDS}
 
 
+def test_the_readme_names_the_rights() -> None:
+    readme = (Path(__file__).parents[3] / "README.md").read_text()
+    found = re.search(r"ACL SETUSER jobs on >password ([^`]*)```", readme)
+    assert found is not None
+    assert found[1].split() == rule().split()
+
+
 async def open_and_add(store: Store) -> None:
     await store.open()
     await store.add([spec("a", delay_ms=60_000)])
