@@ -143,12 +143,20 @@ class RedisStore:
 
     Delivery, leases and slots go by the server's clock.
 
+    On a cluster all keys of a queue must lie in one slot: braces in the prefix (``{bull}``) put all queues into one, and
+    flows across queues work; braces in a queue's name (``{mail}``) put each into its own.
+
     Args:
-        url: ``redis://``, ``rediss://`` or ``unix://``.
-        prefix: What all keys begin with. On a cluster it stands in braces (``{bull}``), so that they lie in one slot.
+        url: ``redis://``, ``rediss://`` or ``unix://`` for one server, or any node of a cluster;
+            ``redis+cluster://host1:7000,host2:7000`` for some nodes of a cluster;
+            ``redis+sentinel://host1:26379,host2:26379/mymaster/0`` for what sentinels watch; both also with ``rediss``.
+            What its parameters say of the options below wins over them.
+        prefix: What all keys begin with.
         clock: A clock other than the server's, for tests.
         allow_eviction: Accept a server that deletes keys when its memory is full. It will lose jobs.
-        connections: How many commands may be under way at once.
+        connections: How many commands may be under way at once, on each server.
+        wait_replicas: How many replicas must have a write before its call returns; else that raises
+            `StoreUnavailableError`, and what cannot be repeated `StoreOutcomeUnknownError`. The write is kept.
 
     Example:
         ``store = RedisStore("redis://localhost:6379/0"); await store.open()``
