@@ -12,19 +12,19 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 from uuid import uuid4
 
 import pytest
 import redis
 
-PATIENCE = 10.0
-"""Seconds a server has to begin to listen."""
+PATIENCE = 20.0
+"""Seconds a server has to begin to listen, and servers to agree."""
 
 
 class Server:
@@ -100,16 +100,22 @@ def redis_binary() -> str | None:
 
 
 @contextmanager
-def redis_server(*options: str) -> Generator[Server]:
-    """Run a Redis server of one's own, for tests that hurt it; ``options`` are its, such as ``--appendonly yes``."""
+def redis_server(*options: str, lines: Sequence[str] = ()) -> Generator[Server]:
+    """Run a Redis server of one's own, for tests that hurt it; ``options`` are its, such as ``--appendonly yes``.
+
+    Args:
+        lines: What stands in its file of settings; a sentinel changes that as it learns.
+    """
     binary = redis_binary()
     if binary is None:
         pytest.skip(missing("redis", NO_REDIS) or "")
     with tempfile.TemporaryDirectory(prefix="wm-") as name:
         folder = Path(name)
         address = folder / "s"
+        (folder / "redis.conf").write_text("".join(f"{line}\n" for line in lines))
         command = [
             binary,
+            str(folder / "redis.conf"),
             "--port",
             "0",
             "--unixsocket",
@@ -134,6 +140,110 @@ NO_REDIS = (
 )
 
 
+def free_port() -> int:
+    """Return a port of the loopback that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def command(port: int, *words: str | int) -> Any:
+    """Send a command to a server on a port of the loopback, and return its reply."""
+    with redis.Redis(port=port, decode_responses=True, protocol=2) as client:
+        call = cast("Callable[..., Any]", client.execute_command)
+        return call(*words)
+
+
+@contextmanager
+def redis_on_port(*options: str, lines: Sequence[str] = ()) -> Generator[tuple[int, Server]]:
+    """Run a Redis server that listens on a port of the loopback too."""
+    port = free_port()
+    with redis_server("--port", str(port), "--bind", "127.0.0.1", *options, lines=lines) as server:
+        yield port, server
+
+
+def until(true: Callable[[], object], what: str) -> None:
+    """Wait until something is so."""
+    end = time.monotonic() + PATIENCE
+    while not true():
+        if time.monotonic() > end:
+            pytest.fail(f"in vain: {what}")
+        time.sleep(0.02)
+
+
+@contextmanager
+def redis_cluster(*options: str, masters: int = 3, replicas: int = 0) -> Generator[list[tuple[int, Server]]]:
+    """Run a Redis Cluster; first come the masters, each with the same share of the slots, then a replica of each."""
+    with ExitStack() as stack:
+        nodes: list[tuple[int, Server]] = []
+        for _ in range(masters * (1 + replicas)):
+            bus = free_port()
+            own = ("--cluster-enabled", "yes", "--cluster-port", str(bus), "--cluster-node-timeout", "1000")
+            port, server = stack.enter_context(redis_on_port(*own, *options))
+            nodes.append((port, server))
+            command(nodes[0][0], "CLUSTER", "MEET", "127.0.0.1", port, bus)
+        ports = [port for port, _ in nodes]
+        for n, port in enumerate(ports[:masters]):
+            command(port, "CLUSTER", "ADDSLOTSRANGE", 16384 * n // masters, 16384 * (n + 1) // masters - 1)
+        until_all(ports, f"cluster_known_nodes:{len(nodes)}", "CLUSTER", "INFO")
+        for n, port in enumerate(ports[masters:]):
+            command(port, "CLUSTER", "REPLICATE", command(ports[n % masters], "CLUSTER", "MYID"))
+        until_all(ports, "cluster_state:ok", "CLUSTER", "INFO")
+        # A replica that has not been heard of by all is not asked to take over.
+        until_all(ports, f"cluster_size:{masters}", "CLUSTER", "INFO")
+        until_all(ports[masters:], "'master_link_status': 'up'", "INFO", "replication")
+        yield nodes
+
+
+@contextmanager
+def redis_sentinels(
+    *options: str, sentinels: int = 1, replicas: int = 1
+) -> Generator[tuple[list[int], Server, list[int]]]:
+    """Run a master with replicas, and sentinels that know it as ``mymaster``.
+
+    Gives the ports of master and replicas, the master, and the ports of the sentinels.
+    """
+    with ExitStack() as stack:
+        master, server = stack.enter_context(redis_on_port(*options, "--repl-diskless-sync-delay", "0"))
+        following = ("--replicaof", "127.0.0.1", str(master), "--repl-diskless-sync-delay", "0")
+        others = [stack.enter_context(redis_on_port(*options, *following))[0] for _ in range(replicas)]
+        watching: list[int] = []
+        for _ in range(sentinels):
+            lines = [
+                f"sentinel monitor mymaster 127.0.0.1 {master} {sentinels // 2 + 1}",
+                "sentinel down-after-milliseconds mymaster 500",
+                "sentinel failover-timeout mymaster 2000",
+            ]
+            port, _ = stack.enter_context(redis_on_port("--sentinel", lines=lines))
+            watching.append(port)
+        until_all(others, "'master_link_status': 'up'", "INFO", "replication")
+        linked = "'master-link-status', 'ok'"
+        until(lambda: all(str(replicas_of(port)).count(linked) == replicas for port in watching), "sentinels know all")
+        for port in watching:
+            until(
+                lambda: all(len(sentinels_of(port)) == sentinels - 1 for port in watching), "sentinels know one another"
+            )
+        yield [master, *others], server, watching
+
+
+def replicas_of(port: int) -> list[Any]:
+    """Return the replicas that a sentinel knows."""
+    found: list[Any] = command(port, "SENTINEL", "REPLICAS", "mymaster")
+    return found
+
+
+def sentinels_of(port: int) -> list[Any]:
+    """Return the other sentinels that one knows."""
+    found: list[Any] = command(port, "SENTINEL", "SENTINELS", "mymaster")
+    return found
+
+
+def until_all(ports: Iterable[int], text: str, *words: str) -> None:
+    """Wait until the replies of all of these servers to a command have a text in them."""
+    until(lambda: all(text in str(command(port, *words)) for port in ports), f"{words} say {text}")
+
+
 @contextmanager
 def redis_place() -> Generator[tuple[str, str]]:
     """Give the URL of the server that all tests share, and what the prefix of every key of theirs begins with."""
@@ -146,6 +256,14 @@ def redis_place() -> Generator[tuple[str, str]]:
         return
     with redis_server() as server:
         yield f"unix://{server.address}", prefix
+
+
+@cache
+def shared_cluster() -> list[int]:
+    """Give the ports of a cluster that all tests share; it ends with the process."""
+    stack = ExitStack()
+    atexit.register(stack.close)
+    return [port for port, _ in stack.enter_context(redis_cluster())]
 
 
 @cache

@@ -2,12 +2,13 @@
 
 from collections.abc import AsyncIterator, Callable
 from datetime import timedelta
+from functools import cache
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
 
-from tests.servers import shared_redis
+from tests.servers import command, shared_cluster, shared_redis
 from tests.store.helpers import Later, assert_sound
 from workers_module.clock import Clock, FrozenClock
 from workers_module.store.base import Store
@@ -41,6 +42,29 @@ def redis(folder: Path) -> Opener:
     return lambda clock: RedisStore(url, prefix=prefix, clock=clock)
 
 
+def cluster(folder: Path) -> Opener:
+    """Return the maker of clients of one new key prefix on a cluster, where they have no more rights than needed."""
+    from workers_module.store.redis.store import RedisStore
+
+    ports, prefix = restricted_cluster(), f"{{{uuid4().hex[:12]}}}"
+    return lambda clock: RedisStore(f"redis+cluster://jobs:few@127.0.0.1:{ports[0]}", prefix=prefix, clock=clock)
+
+
+@cache
+def restricted_cluster() -> list[int]:
+    """Return the ports of the shared cluster, once it has the user ``jobs``."""
+    from workers_module.store.redis.peers import version_of
+    from workers_module.store.redis.rights import rule
+
+    ports = shared_cluster()
+    for port in ports:
+        version = version_of(command(port, "INFO", "server")["redis_version"])
+        # A clock of the caller's needs two commands more.
+        words = [*rule("{*}", version=version).split(), "+pexpireat", "+pexpiretime"]
+        command(port, "ACL", "SETUSER", "jobs", "reset", "on", ">few", *words)
+    return ports
+
+
 PLACES = {
     "memory": memory,
     "sqlite": sqlite,
@@ -49,7 +73,10 @@ PLACES = {
 
 
 @pytest.fixture(
-    params=[pytest.param(maker, id=name, marks=getattr(pytest.mark, name)) for name, maker in PLACES.items()]
+    params=[
+        *(pytest.param(maker, id=name, marks=getattr(pytest.mark, name)) for name, maker in PLACES.items()),
+        pytest.param(cluster, id="cluster", marks=[pytest.mark.redis, pytest.mark.slow]),
+    ]
 )
 def opener(request: pytest.FixtureRequest, tmp_path: Path) -> Opener:
     """Return what makes clients of one new, empty storage."""

@@ -1,5 +1,6 @@
 """From a URL to a store: the one table of schemes, and the only place that names the stores."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -20,6 +21,10 @@ SCHEMES: Final[Mapping[str, StoreKind]] = MappingProxyType(
         "redis": StoreKind.REDIS,
         "rediss": StoreKind.REDIS,
         "unix": StoreKind.REDIS,
+        "redis+cluster": StoreKind.REDIS,
+        "rediss+cluster": StoreKind.REDIS,
+        "redis+sentinel": StoreKind.REDIS,
+        "rediss+sentinel": StoreKind.REDIS,
         "postgres": StoreKind.POSTGRES,
         "postgresql": StoreKind.POSTGRES,
     }
@@ -28,6 +33,7 @@ SCHEMES: Final[Mapping[str, StoreKind]] = MappingProxyType(
 
 _EXAMPLES: Final = "memory://, sqlite:///jobs.db, redis://host:6379/0 or postgresql://host/database"
 _HAS: Final = "memory://, sqlite:///jobs.db and redis://host:6379/0"
+_SCHEME: Final = re.compile(r"[A-Za-z0-9]+(\+[A-Za-z]+)?")
 _SQLITE_MODES: Final = {"rwc": True, "rw": False}
 
 
@@ -55,7 +61,11 @@ def open_store(
     * ``memory://`` or None: jobs in this process; ``memory://name`` gives the store a name for people.
     * ``sqlite:///jobs.db`` (relative to the working directory), ``sqlite:////var/lib/jobs.db`` (absolute);
       ``?mode=rw`` makes no file that is not there, ``?prefix=wm_`` is what the names of its tables begin with.
-    * ``redis://host:6379/0``, ``rediss://`` (over TLS), ``unix:///run/redis.sock``; parameters are redis-py's.
+    * ``redis://host:6379/0``, ``rediss://`` (over TLS), ``unix:///run/redis.sock``;
+      ``redis+cluster://host1:7000,host2:7000`` names some nodes of a cluster (any node of it under ``redis://`` does
+      too), ``redis+sentinel://host1:26379,host2:26379/mymaster/0`` the sentinels and what they call the master; both
+      also with ``rediss``. Parameters: ``allow_eviction``, ``wait_replicas``, ``connections`` (see `RedisStore`),
+      ``sentinel_username`` and ``sentinel_password``, and redis-py's (``ssl_ca_certs``, ``ssl_certfile``, …).
     * ``postgres://``, ``postgresql://``: not in this version.
 
     Args:
@@ -78,7 +88,9 @@ def open_store(
     named = SCHEMES.get(scheme.lower()) if mark else None
     if named is None:
         # What has no scheme may be anything, a password too: it is not shown.
-        what = f"no store has URLs that begin with {scheme}://" if mark and scheme.isalnum() else "this is no URL"
+        what = (
+            f"no store has URLs that begin with {scheme}://" if mark and _SCHEME.fullmatch(scheme) else "this is no URL"
+        )
         raise ConfigurationError(f"{what}; write {_EXAMPLES}")
     if kind not in {None, named}:
         raise ConfigurationError(

@@ -23,8 +23,9 @@ from workers_module.errors import (
 )
 from workers_module.job.events import Event
 from workers_module.store.base import StepReply, Store
-from workers_module.store.redis import connect
+from workers_module.store.redis.address import Address
 from workers_module.store.redis.connect import Link
+from workers_module.store.redis.faults import CutOffError
 from workers_module.store.redis.scripts import Command
 from workers_module.store.redis.store import RedisStore
 
@@ -132,7 +133,7 @@ async def test_a_url_that_cannot_be_read_is_refused() -> None:
 
 
 def test_a_place_shows_no_password() -> None:
-    assert connect.Address("rediss://ada:hunter2@host:7000/3").place == "rediss://ada:***@host:7000/3"
+    assert Address("rediss://ada:hunter2@host:7000/3").place == "rediss://ada:***@host:7000/3"
 
 
 # --- at work ----------------------------------------------------------------------------------------------------------
@@ -249,7 +250,7 @@ class Cut:
             replies = await ask(link, commands, seconds)
             if self.on:
                 await link.drop()
-                raise connect.CutOffError("the connection was lost")
+                raise CutOffError("the connection was lost")
             return replies
 
         monkeypatch.setattr(Link, "ask", cut)
@@ -340,7 +341,7 @@ async def test_a_call_is_one_round_trip(store: RedisStore, monkeypatch: pytest.M
 
 
 async def test_an_old_server_with_a_clock_of_ones_own_is_refused(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from workers_module.store.redis import store as module
+    from workers_module.store.redis import peers as module
 
     def ancient(version: tuple[int, int]) -> Callable[[str], tuple[int, int]]:
         return lambda _: version

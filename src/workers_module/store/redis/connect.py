@@ -1,59 +1,29 @@
-"""Connections to a Redis server, and its errors as ours.
+"""Connections to one Redis server.
 
 A connection answers one caller at a time. A call that is cancelled or cut off throws its connection away, so that no
 reply ever reaches somebody else.
 """
 
 import asyncio
-import os
 import random
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any, Final, NoReturn, TypeVar
-from urllib.parse import urlsplit
+from typing import Any, Final
 
 import anyio
-import redis.connection
 from redis import exceptions as raised
-from redis.asyncio.connection import AbstractConnection, Connection, parse_url
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.driver_info import DriverInfo
-from redis.retry import Retry as PlainRetry
 
-from workers_module.errors import (
-    ConfigurationError,
-    StoreDeniedError,
-    StoreError,
-    StoreFullError,
-    StoreUnavailableError,
-)
-from workers_module.store.redis.scripts import Command, Script
+from workers_module.errors import StoreError, StoreUnavailableError
+from workers_module.store.redis.address import CONNECT_SECONDS, REPLY_SECONDS, Address, Target
+from workers_module.store.redis.faults import REPLIES, CutOffError, translate
+from workers_module.store.redis.scripts import Command
 
-CONNECT_SECONDS: Final = 5.0
-REPLY_SECONDS: Final = 5.0
-"""How long a command may take before its connection counts as cut."""
 BUSY_SECONDS: Final = 20.0
 """How long a call waits for a connection when all are in use."""
 FORGET_SECONDS: Final = 1.0
-LIBRARY: Final = "workers_module"
-
-T = TypeVar("T")
-_FULL: Final = ("OOM", "MISCONF", "NOREPLICAS")
-_DENIED: Final = ("NOAUTH", "WRONGPASS", "NOPERM", "DENIED")
-_LATER: Final = (
-    "LOADING",
-    "READONLY",
-    "BUSY",
-    "MASTERDOWN",
-    "CLUSTERDOWN",
-    "TRYAGAIN",
-    "MOVED",
-    "ASK",
-    "UNBLOCKED",
-    "max number",
-)
+IDLE_SECONDS: Final = 30.0
+"""After so long without use a connection is tried before it carries a command: a firewall may have dropped it."""
 
 
 def _pack(command: Command) -> bytes:
@@ -74,106 +44,22 @@ pack: Callable[[Command], bytes] = getattr(sys.modules.get("hiredis"), "pack_com
 """The same, by hiredis where redis-py has found it."""
 
 
-class CutOffError(StoreUnavailableError):
-    """The connection was lost after a command was sent: it may or may not have been carried out."""
-
-
-def translate(error: Exception, place: str) -> StoreError | ConfigurationError:
-    """Return one of our errors for one of the driver's; what reached the server is `CutOffError` of the caller."""
-    # Of some kinds of connections a refusal comes wrapped.
-    if isinstance(error.__cause__, raised.ResponseError | raised.AuthenticationError):
-        error = error.__cause__
-    text = str(error)
-    word = text.split(" ", 1)[0].rstrip(":,")
-    if isinstance(error, raised.AuthenticationError | raised.NoPermissionError) or word in _DENIED:
-        return StoreDeniedError(
-            f"{place} refuses this user: {text}. Grant the right, or correct user and password in the URL"
-        )
-    if isinstance(error, raised.OutOfMemoryError) or word in _FULL or "command not allowed when used memory" in text:
-        return StoreFullError(f"{place} takes no more data: {text}. Give it memory or disk, or remove jobs")
-    if isinstance(error, raised.ResponseError):
-        if text.startswith(_LATER):
-            return StoreUnavailableError(f"{place} cannot answer now: {text}")
-        return StoreError(f"{place} answered: {text}")
-    if isinstance(error, ValueError):
-        return ConfigurationError(f"{place}: {text}")
-    if "certificate" in text.lower():
-        return StoreDeniedError(f"{place}: {text}. Give the URL the authority's certificate (ssl_ca_certs=…)")
-    return StoreUnavailableError(f"{place} is not there: {text or type(error).__name__}")
-
-
-class Address:
-    """Where the server is, and how connections to it are made; nothing is connected here.
-
-    Args:
-        url: ``redis://``, ``rediss://`` or ``unix://``, with user, password, database number and options as redis-py
-            reads them.
-
-    Raises:
-        ConfigurationError: The URL cannot be read.
-    """
-
-    def __init__(self, url: str) -> None:
-        try:
-            self._options: dict[str, Any] = dict(parse_url(url))
-            parts = urlsplit(url)
-            port = f":{parts.port}" if parts.port else ""
-        except ValueError as error:
-            raise ConfigurationError(f"store URL: {error}") from None
-        self._url = url
-        for name in ("max_connections", "decode_responses", "retry_on_timeout", "health_check_interval"):
-            self._options.pop(name, None)
-        self._class: type[AbstractConnection] = self._options.pop("connection_class", Connection)
-        user = f"{parts.username or ''}:***@" if parts.password else f"{parts.username}@" if parts.username else ""
-        host = parts.hostname or ""
-        self.place = f"{parts.scheme}://{user}{host}{port}{parts.path}"
-
-    def connection(self, client_name: str | None = None) -> AbstractConnection:
-        """Return a connection for an event loop, not connected yet."""
-        options: dict[str, Any] = {
-            "socket_connect_timeout": CONNECT_SECONDS,
-            **self._options,
-            "socket_timeout": None,
-            "protocol": 2,
-            "client_name": client_name,
-            "driver_info": DriverInfo(name=LIBRARY),
-            "retry": Retry(NoBackoff(), 0),
-            "retry_on_error": [],
-        }
-        return self._class(**options)
-
-    def blocking_connection(self) -> "redis.connection.ConnectionInterface":
-        """Return a connection for a thread, not connected yet."""
-        options: dict[str, Any] = {**redis.connection.parse_url(self._url)}  # type: ignore[no-untyped-call]
-        for name in ("max_connections", "decode_responses", "retry_on_timeout", "health_check_interval"):
-            options.pop(name, None)
-        kind: Callable[..., redis.connection.ConnectionInterface] = options.pop(
-            "connection_class", redis.connection.Connection
-        )
-        options |= {
-            "socket_timeout": REPLY_SECONDS,
-            "socket_connect_timeout": CONNECT_SECONDS,
-            "protocol": 2,
-            "driver_info": DriverInfo(name=LIBRARY),
-            "retry": PlainRetry(NoBackoff(), 0),
-        }
-        return kind(**options)
-
-
 class Link:
     """One connection, and one caller at a time.
 
     Args:
-        address: Where to.
+        address: How to connect.
+        target: Where to.
         client_name: What the server shows it as; given anew at each reconnect.
     """
 
-    __slots__ = ("_address", "_connection", "_limit", "interrupted")
+    __slots__ = ("_connection", "_limit", "_place", "_used", "interrupted")
 
-    def __init__(self, address: Address, client_name: str | None = None) -> None:
-        self._address = address
-        self._connection = address.connection(client_name)
+    def __init__(self, address: Address, target: Target, client_name: str | None = None) -> None:
+        self._place = address.place_of(target)
+        self._connection = address.connection(target, client_name)
         self._limit: asyncio.Timeout | None = None
+        self._used = 0.0
         self.interrupted = False
 
     @property
@@ -189,14 +75,32 @@ class Link:
             StoreUnavailableError: Nothing was sent.
             StoreDeniedError: The server knows the user not.
         """
-        if self.fresh:
+        now = asyncio.get_running_loop().time()
+        if self.fresh and (now - self._used < IDLE_SECONDS or await self._answers()):
             return
         try:
             await self._connection.disconnect(nowait=True)
             async with asyncio.timeout(CONNECT_SECONDS):
                 await self._connection.connect()  # type: ignore[no-untyped-call]
         except (raised.RedisError, OSError, TimeoutError, ValueError) as error:
-            raise translate(error, self._address.place) from error
+            await self.drop()
+            raise translate(error, self._place) from error
+        except BaseException:
+            await self.drop()
+            raise
+        self._used = now
+
+    async def _answers(self) -> bool:
+        try:
+            async with asyncio.timeout(FORGET_SECONDS):
+                await self._connection.send_packed_command([pack(("PING",))], check_health=False)
+                await self._connection.read_response(disable_decoding=True)
+        except (raised.RedisError, OSError, TimeoutError):
+            return False
+        except BaseException:
+            await self.drop()
+            raise
+        return True
 
     async def ask(self, commands: Sequence[Command], seconds: float = REPLY_SECONDS) -> list[Any]:
         """Send commands in one go and return their replies; an error reply is an item of the list.
@@ -207,7 +111,7 @@ class Link:
         """
         await self.connect()
         if self.interrupted:
-            raise CutOffError(f"{self._address.place}: the call was interrupted")
+            raise CutOffError(f"{self._place}: the call was interrupted")
         connection = self._connection
         replies: list[Any] = []
         try:
@@ -217,17 +121,21 @@ class Link:
                 for _ in commands:
                     try:
                         replies.append(await connection.read_response(disable_decoding=True))
-                    except raised.ResponseError as error:
+                    except REPLIES as error:
                         replies.append(error)
+                        if not connection.is_connected and len(replies) < len(commands):
+                            # Of what came behind nothing is known.
+                            raise
         except (raised.RedisError, OSError, TimeoutError) as error:
             await self.drop()
             text = str(error) or "no reply in time"
-            raise CutOffError(f"{self._address.place}: the connection was lost: {text}") from error
+            raise CutOffError(f"{self._place}: the connection was lost: {text}") from error
         except BaseException:
             await self.drop()
             raise
         finally:
             self._limit = None
+        self._used = asyncio.get_running_loop().time()
         return replies
 
     async def drop(self) -> None:
@@ -244,14 +152,19 @@ class Link:
 
 
 class Links:
-    """The connections of one store: some for commands, and those that sleep.
+    """The connections to one server: some for commands, and those that sleep.
 
     Args:
-        address: Where to.
+        address: How to connect.
+        target: Where to.
         most: How many commands are under way at once; others wait.
+
+    Attributes:
+        retired: Whether another server has taken this one's place.
+        stale: Whether to connect anew: the server may be another one by now, under the same name.
     """
 
-    def __init__(self, address: Address, most: int) -> None:
+    def __init__(self, address: Address, target: Target, most: int) -> None:
         self._address = address
         self._idle: list[Link] = []
         self._room = asyncio.Semaphore(most)
@@ -260,23 +173,28 @@ class Links:
         self._quiet.set()
         self._sleepers: dict[str, list[Link]] = {}
         self._asleep: set[Link] = set()
-        self.pid = os.getpid()
+        self.target = target
+        self.place = address.place_of(target)
         self.closed = False
+        self.retired = False
+        self.stale = False
 
     # commands
 
     async def run(self, commands: Sequence[Command], seconds: float = REPLY_SECONDS) -> list[Any]:
         """Send commands over one connection; see `Link.ask`."""
-        self.check()
         self._busy += 1
         self._quiet.clear()
         try:
             await self._enter()
-            link = self._idle.pop() if self._idle else Link(self._address)
+            if self.stale:
+                self.stale = False
+                await self._drop_idle()
+            link = self._idle.pop() if self._idle else Link(self._address, self.target)
             try:
                 return await link.ask(commands, seconds)
             finally:
-                if self.closed:
+                if self.closed or self.retired:
                     await link.drop()
                 else:
                     self._idle.append(link)
@@ -295,41 +213,29 @@ class Links:
                 await self._room.acquire()
         except TimeoutError:
             raise StoreUnavailableError(
-                f"{self._address.place}: no connection became free within {BUSY_SECONDS:g} s; allow more connections"
+                f"{self.place}: no connection became free within {BUSY_SECONDS:g} s; "
+                "allow more (connections=… in the URL)"
             ) from None
 
-    async def call(self, script: Script, command: Command) -> Any:
-        """Call a script; one that the server has forgotten is sent along."""
-        (reply,) = await self.run([command])
-        if isinstance(reply, raised.NoScriptError):
-            (reply,) = await self.run([script.whole(command)])
-        return self.answer(reply)
+    async def _drop_idle(self) -> None:
+        idle = [*self._idle, *(link for links in self._sleepers.values() for link in links)]
+        self._idle.clear()
+        self._sleepers.clear()
+        for link in idle:
+            await link.drop()
 
-    async def call_all(self, script: Script, commands: Sequence[Command]) -> list[Any]:
-        """Call one script several times in one go; for reading."""
-        replies = await self.run(commands)
-        for n, reply in enumerate(replies):
-            if isinstance(reply, raised.NoScriptError):
-                (replies[n],) = await self.run([script.whole(commands[n])])
-        return [self.answer(reply) for reply in replies]
-
-    def answer(self, reply: Any) -> Any:
-        """Return a reply, or raise the error it is."""
-        if isinstance(reply, Exception):
-            self.refuse(reply)
-        return reply
-
-    def refuse(self, error: Exception) -> NoReturn:
-        """Raise an error reply as ours."""
-        raise translate(error, self._address.place) from error
+    async def retire(self) -> None:
+        """End the sleeps, and close each connection as its command ends."""
+        self.retired = True
+        self.interrupt()
+        await self._drop_idle()
 
     # sleeping
 
     def sleeper(self, name: str) -> Link:
         """Take a connection that may block, with a name to be seen by; give it back with `rest`."""
-        self.check()
         idle = self._sleepers.setdefault(name, [])
-        link = idle.pop() if idle else Link(self._address, name)
+        link = idle.pop() if idle else Link(self._address, self.target, name)
         link.interrupted = False
         self._asleep.add(link)
         return link
@@ -337,7 +243,7 @@ class Links:
     async def rest(self, name: str, link: Link) -> None:
         """Give back what `sleeper` gave."""
         self._asleep.discard(link)
-        if self.closed or self._sleepers.get(name):
+        if self.closed or self.retired or self._sleepers.get(name):
             # One is kept: a worker is listed by its named connections, and has one.
             await link.drop()
         else:
@@ -353,6 +259,8 @@ class Links:
             return
         with anyio.CancelScope(shield=True):
             await link.drop()
+            if self.retired:
+                return
             await asyncio.sleep(0)
             with suppress(StoreError):
                 for _ in range(2):
@@ -365,31 +273,13 @@ class Links:
 
     # life
 
-    def check(self) -> None:
-        """Refuse a call after `close` or in a child process.
-
-        Raises:
-            StoreError: Either.
-        """
-        if self.closed:
-            raise StoreError(f"{self._address.place}: this store is closed; open it again")
-        if self.pid != os.getpid():
-            raise StoreError(
-                f"{self._address.place}: this store was opened before a fork; make a new one in each process"
-            )
-
     async def close(self) -> None:
         """End all sleeps, let the commands under way end, and close every connection."""
         self.closed = True
-        if self.pid != os.getpid():
-            return
         self.interrupt()
         with anyio.CancelScope(shield=True), anyio.move_on_after(REPLY_SECONDS):
             await self._quiet.wait()
-        for link in [*self._idle, *(link for links in self._sleepers.values() for link in links)]:
-            await link.drop()
-        self._idle.clear()
-        self._sleepers.clear()
+        await self._drop_idle()
 
 
 def backoff(attempt: int) -> float:

@@ -8,12 +8,14 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any, Final, cast
 
 import anyio
+from redis import exceptions as raised
 
 from workers_module.errors import ConfigurationError, StoreDeniedError, StoreUnavailableError
 from workers_module.job.events import Event, EventBatch, EventType
-from workers_module.store.redis.connect import Links, backoff
+from workers_module.store.redis.connect import backoff
 from workers_module.store.redis.keys import Keys
 from workers_module.store.redis.scripts import Argument, Command, script
+from workers_module.store.redis.servers import Servers
 
 AT_ONCE: Final = 1_000
 """The most events of one stream in a batch."""
@@ -51,14 +53,14 @@ class Follower:
     """Reads one queue's events.
 
     Args:
-        links: The store's connections.
+        servers: The store's.
         keys: The store's.
         queue: The queue.
         after: Where to go on; None to begin with what comes after `begin`.
     """
 
-    def __init__(self, links: Links, keys: Keys, queue: str, after: str | None) -> None:
-        self._links = links
+    def __init__(self, servers: Servers, keys: Keys, queue: str, after: str | None) -> None:
+        self._servers = servers
         self._keys = keys
         self._queue = queue
         self._cursor: Cursor = {"": "$"} if after is None else read_cursor(after)
@@ -83,7 +85,7 @@ class Follower:
             except StoreDeniedError:
                 raise
             except StoreUnavailableError:
-                self._links.check()
+                self._servers.check()
                 await anyio.sleep(backoff(failures))
                 failures += 1
 
@@ -91,7 +93,7 @@ class Follower:
         args: list[Argument] = [self._keys.head, self._queue, "", AT_ONCE]
         for tags, last in self._cursor.items():
             args += (tags, last)
-        found: list[Any] = await self._links.call(_READ, _READ.command(self._keys.declared(self._queue), args))
+        found: list[Any] = await self._servers.call(_READ, _READ.command(self._keys.declared(self._queue), args))
         return found
 
     def _take(self, found: Sequence[Any]) -> list[Event]:
@@ -113,9 +115,10 @@ class Follower:
 
     async def _sleep(self) -> None:
         name = self._keys.client_name(self._queue, "") + ":qe"
-        link = self._links.sleeper(name)
+        streams = [self._keys.stream(self._queue, tags) for tags in self._cursor]
+        links = await self._servers.at(streams[0])
+        link = links.sleeper(name)
         try:
-            streams = [self._keys.stream(self._queue, tags) for tags in self._cursor]
             command: Command = (
                 "XREAD",
                 "COUNT",
@@ -127,9 +130,14 @@ class Follower:
                 *self._cursor.values(),
             )
             (reply,) = await link.ask([command], SLEEP_SECONDS + _SLACK_SECONDS)
-            self._links.answer(reply)
+            # A stream that has moved is found by the next look.
+            if not isinstance(reply, raised.AskError):
+                self._servers.answer(reply, links)
+        except StoreUnavailableError:
+            self._servers.doubt()
+            raise
         finally:
-            await self._links.rest(name, link)
+            await links.rest(name, link)
 
 
 def _event(flat: Sequence[bytes]) -> Event:

@@ -40,13 +40,14 @@ _SCHEDULED: Final = 3
 class Keys:
     """The keys below one prefix."""
 
-    __slots__ = ("head", "locks", "prefix", "workers")
+    __slots__ = ("clustered", "head", "locks", "prefix", "workers")
 
     def __init__(self, prefix: str) -> None:
         if not prefix or prefix.endswith(":"):
             raise ConfigurationError(
                 f"key prefix {prefix!r}: give some text that does not end in a colon, such as 'bull'"
             )
+        self.clustered = False
         self.prefix = prefix
         self.head = f"{prefix}:"
         self.locks = f"{prefix}::wm:locks"
@@ -56,10 +57,28 @@ class Keys:
         """Return the key of a queue's settings."""
         return f"{self.head}{queue}:meta"
 
-    def declared(self, queue: str) -> tuple[str, str]:
-        """Return the keys that each script about a queue declares."""
+    def declared(self, queue: str) -> tuple[str, ...]:
+        """Return the keys that each script about a queue declares.
+
+        On a cluster the last one never exists. While a slot moves to another node, its keys lie on two: then Redis
+        refuses a command one of whose keys is not there, and so no script runs that would find half of a queue.
+
+        Raises:
+            ConfigurationError: On a cluster, the queue's keys would lie in several slots.
+        """
         base = f"{self.head}{queue}"
-        return f"{base}:meta", f"{base}:wm:tagsets"
+        if not self.clustered:
+            return f"{base}:meta", f"{base}:wm:tagsets"
+        if not hash_tag(base):
+            raise ConfigurationError(
+                f"queue {queue!r}: on a cluster all keys of a queue must lie in one slot; put the key prefix in braces "
+                f"('{{{self.prefix}}}'), or the queue's name ('{{{queue}}}')"
+            )
+        return f"{base}:meta", f"{base}:wm:tagsets", f"{base}:wm:whole"
+
+    def slot(self, queue: str) -> str:
+        """Return what the slot of a queue's keys depends on."""
+        return hash_tag(f"{self.head}{queue}") if self.clustered else ""
 
     def place(self, queue: str, tags: tuple[str, ...] = ()) -> str:
         """Return the qualified name of the BullMQ queue that holds a queue's jobs with these tags."""
@@ -106,6 +125,13 @@ class Keys:
             return None
 
 
+def hash_tag(key: str) -> str:
+    """Return the part of a key that decides on its slot in a cluster; empty when that is the whole key."""
+    _, brace, rest = key.partition("{")
+    tag, end, _ = rest.partition("}")
+    return tag if brace and end else ""
+
+
 def glob(text: str) -> str:
     """Return text so that a pattern takes it as it is."""
     return _GLOB.sub(r"\\\1", text)
@@ -119,6 +145,24 @@ def is_reserved(id: str) -> bool:
     if len(parts) == 1:
         return False
     return parts[0] in _FAMILIES or parts[-1] in _PARTS or (parts[0] == "repeat" and len(parts) < _SCHEDULED)
+
+
+def described(suffix: str) -> tuple[str, str] | None:
+    """Return what a queue's key is that hangs on a job, by what stands behind the queue's name.
+
+    Returns:
+        ``job`` and its id; a part of a job, such as ``logs``, and the job's id; ``de`` and the id of a deduplication.
+        None for a key of the queue itself, and for a lease, which runs out by itself.
+    """
+    if not is_reserved(suffix):
+        return "job", suffix
+    first, _, rest = suffix.partition(":")
+    if first == "de":
+        return first, rest
+    id, _, part = suffix.rpartition(":")
+    if part in _PARTS - {"lock"} and first not in _FAMILIES and not is_reserved(id):
+        return part, id
+    return None
 
 
 def check_id(queue: str, id: str) -> None:

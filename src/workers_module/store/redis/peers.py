@@ -1,11 +1,93 @@
-"""The server and the other clients: what they tell of themselves."""
+"""The servers and the other clients: what they tell of themselves."""
 
 from collections.abc import Iterable, Iterator
-from typing import Any
+from dataclasses import dataclass
+from time import time as unix_seconds
+from typing import Any, Final
 
+from workers_module.errors import ConfigurationError
 from workers_module.store.base import WorkerInfo
-from workers_module.store.redis.connect import LIBRARY
+from workers_module.store.redis.address import LIBRARY
+from workers_module.store.redis.connect import Links
 from workers_module.store.redis.keys import Keys
+from workers_module.store.redis.servers import Servers
+
+_SKEW_SECONDS: Final = 2.0
+"""What counts as another time: the second that matters to BullMQ, and one that the answer may take."""
+_LOOKED_AT: Final = 10_000
+"""How many keys are looked through at start for the settings of queues that other clients have written."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inspected:
+    """What one server says of itself at start."""
+
+    place: str
+    version: str
+    speaks: tuple[int, ...]
+    """The version of Redis whose commands it has."""
+    clustered: bool
+    policy: str
+    """What it does when its memory is full."""
+    keeps: bool
+    """Whether it writes to disk, or does not tell."""
+    ahead_s: float
+    """How far this machine's clock is ahead of its own."""
+    peers: tuple[str, ...]
+    """Versions of BullMQ that have written here and whose layout is another one."""
+
+    def warnings(self, *, allow_eviction: bool) -> Iterator[str]:
+        """Return what its operator should know.
+
+        Raises:
+            ConfigurationError: It deletes keys when its memory is full.
+        """
+        if self.policy != "noeviction":
+            text = f"{self.place} deletes keys when its memory is full (maxmemory-policy {self.policy})"
+            if not allow_eviction:
+                raise ConfigurationError(
+                    f"{text}, and so would lose jobs; set it to noeviction, or pass allow_eviction=True "
+                    "(in a URL ?allow_eviction=true)"
+                )
+            yield f"{text}: jobs can be lost."
+        if not self.keeps:
+            yield f"{self.place} writes nothing to disk: jobs end with the server."
+        if abs(self.ahead_s) > _SKEW_SECONDS:
+            way = "ahead of" if self.ahead_s > 0 else "behind"
+            yield (
+                f"This machine's clock is {abs(self.ahead_s):.0f} s {way} that of {self.place}: this package goes by "
+                "the server's, Node.js peers by their own; have all clocks set by one source."
+            )
+        yield from map(warning, self.peers)
+
+
+async def inspect(servers: Servers, links: Links, pattern: str) -> Inspected:
+    """Ask one server about itself, and about who has written there; ``pattern`` is that of queues' settings."""
+    info, clock, policy, save, scan = await servers.run(
+        links,
+        [
+            ("INFO",),
+            ("TIME",),
+            ("CONFIG", "GET", "maxmemory-policy"),
+            ("CONFIG", "GET", "save"),
+            ("SCAN", "0", "MATCH", pattern, "COUNT", _LOOKED_AT),
+        ],
+    )
+    told = parse_info(servers.answer(info, links))
+    seconds, micros = servers.answer(clock, links)
+    metas: list[bytes] = [] if isinstance(scan, Exception) else scan[1]
+    versions = await servers.run(links, [("HGET", meta, "version") for meta in metas]) if metas else []
+    peers = sorted({reply.decode() for reply in versions if isinstance(reply, bytes)})
+    return Inspected(
+        place=links.place,
+        version=told.get("valkey_version") or told.get("redis_version", "0"),
+        speaks=version_of(told.get("redis_version", "0")),
+        clustered=told.get("cluster_enabled") == "1",
+        policy=config_value(policy) or told.get("maxmemory_policy", "noeviction"),
+        keeps=told.get("aof_enabled", "0") != "0" or bool(config_value(save)) or isinstance(save, Exception),
+        ahead_s=unix_seconds() - int(seconds) - int(micros) / 1_000_000,
+        peers=tuple(filter(is_other, peers)),
+    )
 
 
 def parse_info(raw: bytes) -> dict[str, str]:

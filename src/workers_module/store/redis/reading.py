@@ -5,7 +5,15 @@ from itertools import accumulate, pairwise
 from typing import Any, Final, Literal
 
 from workers_module.job.state import JobState
-from workers_module.store.base import EditResult, RenewReply, ScheduleDefinition, ScheduleRecord, Series, SettleCode
+from workers_module.store.base import (
+    EditResult,
+    Problem,
+    RenewReply,
+    ScheduleDefinition,
+    ScheduleRecord,
+    Series,
+    SettleCode,
+)
 
 CODES: Final = (
     SettleCode.OK,
@@ -47,6 +55,12 @@ def unpack(text: bytes) -> list[bytes]:
     head = text[: text.index(b"\n")]
     places = accumulate(map(int, head.split(b",")), initial=len(head) + 1)
     return [text[start:end] for start, end in pairwise(places)]
+
+
+def read_problem(row: Sequence[bytes]) -> Problem:
+    """Read what ``verify-2.lua`` found."""
+    what, id, said = map(to_text, row)
+    return Problem(what, id or None, said)
 
 
 def read_renewal(reply: Any) -> RenewReply:

@@ -19,16 +19,15 @@ _LINE: Final = re.compile(r"^\s*--[^\n]*\n", re.MULTILINE)
 
 
 class Script(NamedTuple):
-    """A script: the text the server gets, its hash, and how many keys it declares."""
+    """A script: the text the server gets, and its hash."""
 
     name: str
     text: bytes
     sha: str
-    keys: int
 
     def command(self, keys: Sequence[str], args: Sequence[Argument]) -> Command:
         """Return the call by hash."""
-        return ("EVALSHA", self.sha, self.keys, *keys, *args)
+        return ("EVALSHA", self.sha, len(keys), *keys, *args)
 
     def whole(self, command: Command) -> Command:
         """Return a call by hash as one that carries the text."""
@@ -41,7 +40,7 @@ def script(name: str) -> Script:
     keys = int(name.rpartition("-")[2])
     text = _read(name) if keys == 1 else _read("core") + _read(name)
     raw = text.encode()
-    return Script(name, raw, hashlib.sha1(raw, usedforsecurity=False).hexdigest(), keys)
+    return Script(name, raw, hashlib.sha1(raw, usedforsecurity=False).hexdigest())
 
 
 def _read(name: str) -> str:

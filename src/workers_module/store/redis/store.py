@@ -6,10 +6,9 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
+from itertools import chain
 from typing import Any, Final, Literal, NoReturn, assert_never
 from weakref import ref
-
-from redis import exceptions as raised
 
 from workers_module.clock import Clock, FrozenClock
 from workers_module.errors import (
@@ -65,6 +64,7 @@ from workers_module.store.base import (
 )
 from workers_module.store.codec import dump_worker, load_worker
 from workers_module.store.planning import MAX_MOVED, check_specs, check_step
+from workers_module.store.redis.address import Address
 from workers_module.store.redis.asking import (
     action_args,
     definition_values,
@@ -73,16 +73,19 @@ from workers_module.store.redis.asking import (
     write_outcome,
     write_patch,
 )
-from workers_module.store.redis.connect import Address, CutOffError, Link, Links
+from workers_module.store.redis.connect import Link, Links
 from workers_module.store.redis.events import Follower
+from workers_module.store.redis.faults import CutOffError, said
 from workers_module.store.redis.fields import FLAGS, Started, read_record, record_fields, spec_extras, to_json
-from workers_module.store.redis.keys import Keys, check_id, check_tags, glob, is_reserved
-from workers_module.store.redis.peers import config_value, is_other, node_workers, parse_info, version_of, warning
+from workers_module.store.redis.keys import Keys, check_id, check_tags, described, glob, hash_tag, is_reserved
+from workers_module.store.redis.layout import Layout
+from workers_module.store.redis.peers import inspect, node_workers, warning
 from workers_module.store.redis.reading import (
     CHILD_STATES,
     CODES,
     EDITED,
     EXISTING,
+    read_problem,
     read_renewal,
     read_schedule,
     read_series,
@@ -92,6 +95,8 @@ from workers_module.store.redis.reading import (
 )
 from workers_module.store.redis.renewer import RedisRenewer
 from workers_module.store.redis.scripts import Argument, Command, Script, script
+from workers_module.store.redis.servers import Servers
+from workers_module.store.redis.slots import by_slot, check_parent
 
 OLDEST: Final = (6, 2)
 """The oldest server this works with; a clock of the caller's needs `OLDEST_WITH_CLOCK`."""
@@ -126,6 +131,9 @@ _RESTORE: Final = script("restore-2")
 _VERIFY: Final = script("verify-2")
 _LEASE: Final = script("lease-1")
 _WORKER: Final = script("worker-1")
+_PASSING: Final = frozenset({_READ, _RENEW, _SWEEP, _VERIFY, _WORKER})
+"""Scripts after which no replica is waited for: they write nothing, or what is written again and again."""
+_SPURIOUS: Final = ("UNBLOCKED", "MOVED", "ASK", "TRYAGAIN")
 
 _log = logging.getLogger(__name__)
 
@@ -135,12 +143,20 @@ class RedisStore:
 
     Delivery, leases and slots go by the server's clock.
 
+    On a cluster all keys of a queue must lie in one slot: braces in the prefix (``{bull}``) put all queues into one,
+    and flows across queues work; braces in a queue's name (``{mail}``) put each into its own.
+
     Args:
-        url: ``redis://``, ``rediss://`` or ``unix://``.
-        prefix: What all keys begin with. On a cluster it stands in braces (``{bull}``), so that they lie in one slot.
+        url: ``redis://``, ``rediss://`` or ``unix://`` for one server, or any node of a cluster;
+            ``redis+cluster://host1:7000,host2:7000`` for some nodes of a cluster;
+            ``redis+sentinel://host1:26379,host2:26379/mymaster/0`` for what sentinels watch; both also with ``rediss``.
+            What its parameters say of the options below wins over them.
+        prefix: What all keys begin with.
         clock: A clock other than the server's, for tests.
         allow_eviction: Accept a server that deletes keys when its memory is full. It will lose jobs.
-        connections: How many commands may be under way at once.
+        connections: How many commands may be under way at once, on each server.
+        wait_replicas: How many replicas must have a write before its call returns; else that raises
+            `StoreUnavailableError`, and what cannot be repeated `StoreOutcomeUnknownError`. The write is kept.
 
     Example:
         ``store = RedisStore("redis://localhost:6379/0"); await store.open()``
@@ -157,18 +173,20 @@ class RedisStore:
         clock: Clock | None = None,
         allow_eviction: bool = False,
         connections: int = MOST_CONNECTIONS,
+        wait_replicas: int = 0,
     ) -> None:
         self._address = Address(url)
         self._keys = Keys(prefix)
         self._clock = clock if clock is not None and type(clock) is not Clock else None
-        self._allow_eviction = allow_eviction
-        self._most = connections
-        self._links: Links | None = None
+        self._allow_eviction = self._address.flag("allow_eviction", allow_eviction)
+        self._most = self._address.number("connections", connections, 1)
+        self._replicas = self._address.number("wait_replicas", wait_replicas, 0)
+        self._layout = Layout(self._address)
+        self._servers: Servers | None = None
         self._opening: asyncio.Lock | None = None
         self._info: StoreInfo | None = None
-        self._declared: dict[str, tuple[str, str]] = {}
-        self._wake_at: dict[str, int | None] = {}
-        self._behind_ms = 0.0
+        self._declared: dict[str, tuple[str, ...]] = {}
+        self._wake_at: dict[str, float | None] = {}
         self._listed: tuple[float, list[str]] | None = None
         self._warned: set[str] = set()
         if isinstance(clock, FrozenClock):
@@ -176,8 +194,8 @@ class RedisStore:
 
             def moved() -> None:
                 store = me()
-                if store is not None and store._links is not None:
-                    store._links.interrupt()
+                if store is not None and store._servers is not None:
+                    store._servers.interrupt()
 
             clock.on_change(moved)
 
@@ -188,108 +206,91 @@ class RedisStore:
         if self._opening is None:
             self._opening = asyncio.Lock()
         async with self._opening:
-            if self._info is None or self._links is None or self._links.closed:
-                links = Links(self._address, self._most)
+            if self._info is None or self._servers is None or self._servers.closed:
+                servers = Servers(self._address, self._layout, self._most, self._replicas)
                 try:
-                    self._info = await self._look_around(links)
+                    self._info = await self._look_around(servers)
                 except BaseException:
-                    await links.close()
+                    await servers.close()
                     raise
-                self._links = links
+                self._servers = servers
         return self._info
 
-    async def _look_around(self, links: Links) -> StoreInfo:
-        replies = await links.run(
-            [
-                ("INFO",),
-                ("CONFIG", "GET", "maxmemory-policy"),
-                ("CONFIG", "GET", "save"),
-                ("SCAN", "0", "MATCH", self._keys.pattern(), "COUNT", 10 * _SCANNED),
-            ]
-        )
-        told = parse_info(links.answer(replies[0]))
-        version = told.get("valkey_version") or told.get("redis_version", "0")
-        speaks = version_of(told.get("redis_version", "0"))
-        if speaks < OLDEST:
+    async def _look_around(self, servers: Servers) -> StoreInfo:
+        (first, *others) = await servers.each()
+        found = [await inspect(servers, first, self._keys.pattern())]
+        if found[0].clustered and not self._layout.clustered:
+            # Its address is that of one node only: the others are found through it.
+            self._layout.clustered = True
+            servers.doubt()
+            (first, *others) = await servers.each()
+            found = [await inspect(servers, first, self._keys.pattern())]
+        found += [await inspect(servers, links, self._keys.pattern()) for links in others]
+        self._keys.clustered = self._layout.clustered
+        self._declared.clear()
+        oldest = min(found, key=lambda one: one.speaks)
+        if oldest.speaks < OLDEST:
             raise ConfigurationError(
-                f"{self._address.place} is version {version}; this needs Redis 6.2, or Valkey, or newer"
+                f"{oldest.place} is version {oldest.version}; this needs Redis 6.2, or Valkey, or newer"
             )
-        if self._clock is not None and speaks < OLDEST_WITH_CLOCK:
-            raise ConfigurationError(f"{self._address.place} is version {version}; a clock of your own needs Redis 7.0")
-        if told.get("cluster_enabled") == "1" and not ("{" in self._keys.prefix and "}" in self._keys.prefix):
-            raise ConfigurationError(
-                f"{self._address.place} is a cluster: put the key prefix in braces ('{{{self._keys.prefix}}}'), "
-                "so that all keys of a call lie on one node"
-            )
+        if self._clock is not None and oldest.speaks < OLDEST_WITH_CLOCK:
+            raise ConfigurationError(f"{oldest.place} is version {oldest.version}; a clock of your own needs Redis 7.0")
         warnings: list[str] = []
-        policy = config_value(replies[1]) or told.get("maxmemory_policy", "noeviction")
-        if policy != "noeviction":
-            text = f"{self._address.place} deletes keys when its memory is full (maxmemory-policy {policy})"
-            if not self._allow_eviction:
-                raise ConfigurationError(
-                    f"{text}, and so would lose jobs; set it to noeviction, or pass allow_eviction=True"
-                )
-            warnings.append(f"{text}: jobs can be lost.")
-        if (
-            told.get("aof_enabled", "0") == "0"
-            and not config_value(replies[2])
-            and not isinstance(replies[2], Exception)
-        ):
-            warnings.append(f"{self._address.place} writes nothing to disk: jobs end with the server.")
-        metas: list[bytes] = [] if isinstance(replies[3], Exception) else replies[3][1]
-        warnings += await self._warn_of_peers(links, metas)
+        for one in found:
+            warnings += one.warnings(allow_eviction=self._allow_eviction)
+        if self._keys.clustered and not hash_tag(self._keys.head):
+            warnings.append(
+                f"{self._address.place} is a cluster, and the key prefix has no braces: each queue's name needs them "
+                f"('{{mail}}'), or put the prefix in braces ('{{{self._keys.prefix}}}')."
+            )
+        warnings += self._address.warnings()
         return StoreInfo(
             kind=StoreKind.REDIS,
-            version=version,
+            version=oldest.version,
             place=f"{self._address.place} (prefix {self._keys.prefix})",
             capabilities=frozenset({Capability.DURABLE, Capability.SHARED}),
-            warnings=tuple(warnings),
+            warnings=tuple(dict.fromkeys(warnings)),
         )
-
-    async def _warn_of_peers(self, links: Links, metas: Sequence[bytes]) -> list[str]:
-        if not metas:
-            return []
-        replies = await links.run([("HGET", meta, "version") for meta in metas])
-        found = sorted({reply.decode() for reply in replies if isinstance(reply, bytes)})
-        return [warning(version) for version in found if is_other(version)]
 
     async def close(self) -> None:
         """End sleeping calls, let the others end, and let go of every connection; see `Store.close`."""
-        links, self._links = self._links, None
-        if links is not None:
-            await links.close()
+        servers, self._servers = self._servers, None
+        if servers is not None:
+            await servers.close()
 
     def renewer(self) -> "RedisRenewer":
         """Return a renewer with a connection of its own; see `Store.renewer`."""
-        return RedisRenewer(self._address, self._keys, self._clock)
+        return RedisRenewer(self._address, self._layout, self._keys, self._clock)
 
-    def _open_links(self) -> Links:
-        if self._links is None:
+    def _open_servers(self) -> Servers:
+        if self._servers is None:
             raise StoreError(f"{self._address.place}: this store is not open; await store.open() first")
-        return self._links
+        return self._servers
 
     def _instant(self, now: int | None) -> Argument:
         if now is not None:
             return now
         return "" if self._clock is None else self._clock.now_ms()
 
-    def _command(self, what: Script, queue: str, now: int | None, args: Iterable[Argument]) -> Command:
+    def _declare(self, queue: str) -> tuple[str, ...]:
         keys = self._declared.get(queue)
         if keys is None:
             keys = self._declared[queue] = self._keys.declared(queue)
-        return what.command(keys, (self._keys.head, queue, self._instant(now), *args))
+        return keys
+
+    def _command(self, what: Script, queue: str, now: int | None, args: Iterable[Argument]) -> Command:
+        return what.command(self._declare(queue), (self._keys.head, queue, self._instant(now), *args))
 
     async def _call(self, what: Script, queue: str, now: int | None, *args: Argument) -> Any:
-        return await self._open_links().call(what, self._command(what, queue, now, args))
+        servers = self._open_servers()
+        return await servers.call(what, self._command(what, queue, now, args), lasting=what not in _PASSING)
 
     async def now(self) -> int:
         """Return the server's clock; see `Store.now`."""
         if self._clock is not None:
-            self._open_links()
+            self._open_servers()
             return self._clock.now_ms()
-        links = self._open_links()
-        (reply,) = await links.run([("TIME",)])
-        seconds, micros = links.answer(reply)
+        seconds, micros = await self._open_servers().ask(self._keys.locks, ("TIME",))
         return int(seconds) * 1_000 + int(micros) // 1_000
 
     # producing
@@ -308,19 +309,38 @@ class RedisStore:
                 "transaction commits, write it to an outbox table in that transaction, and add it from there "
                 "under an id of its own"
             )
-        links = self._open_links()
+        self._open_servers()
         if not specs:
             return []
         check_specs(specs)
-        args: list[Argument] = [len(specs), "0"]
-        repeatable = True
         for spec in specs:
-            if spec.id is None:
-                repeatable = False
-            else:
+            if spec.id is not None:
                 check_id(spec.queue, spec.id)
             if spec.tags:
                 check_tags(spec.queue, spec.tags)
+        self._listed = None
+        if not self._keys.clustered:
+            return await self._add_here(specs, now)
+        added: list[Added | None] = [None] * len(specs)
+        stored: list[JobSpec] = []
+        for batch in by_slot(self._keys, specs):
+            try:
+                for n, one in zip(batch.numbers, await self._add_here(batch.specs, now), strict=True):
+                    added[n] = one
+            except (StoreError, ConfigurationError) as error:
+                if all(spec.id is not None for spec in stored):
+                    raise
+                raise StoreOutcomeUnknownError(
+                    f"{error}. Jobs of other queues in this call have been added; give jobs ids of their own to add "
+                    "them again safely"
+                ) from error
+            stored += batch.specs
+        return [one for one in added if one is not None]
+
+    async def _add_here(self, specs: Sequence[JobSpec], now: int | None) -> list[Added]:
+        """Add jobs whose queues lie in one slot."""
+        args: list[Argument] = [len(specs), "0"]
+        for spec in specs:
             extras = spec_extras(spec)
             if spec.parent is not None:
                 args[1] = "1"
@@ -337,16 +357,15 @@ class RedisStore:
                 to_json(extras) if extras else "",
             )
         try:
-            reply = await links.call(_ADD, self._command(_ADD, specs[0].queue, now, args))
+            reply = await self._call(_ADD, specs[0].queue, now, *args)
         except CutOffError as error:
-            if repeatable:
+            if all(spec.id is not None for spec in specs):
                 raise
             raise StoreOutcomeUnknownError(
                 f"{error}; the jobs may or may not have been added. Give jobs ids of their own to add them again safely"
             ) from error
         if reply and isinstance(reply[0], int):
             self._refuse_parent(specs, reply)
-        self._listed = None
         return [Added(id.decode(), JobState(state.decode()), EXISTING[existing]) for id, state, existing in reply]
 
     def _refuse_parent(self, specs: Sequence[JobSpec], reply: Sequence[int]) -> None:
@@ -382,8 +401,8 @@ class RedisStore:
         now, paused, wake_at, version, codes, jobs = reply
         instant = int(now)
         due = int(wake_at) if wake_at else None
-        self._wake_at[req.queue] = due
-        self._behind_ms = instant - time.monotonic() * 1_000
+        # By this machine's steady clock: what the server's says is compared with nothing but itself.
+        self._wake_at[req.queue] = None if due is None else due - instant + time.monotonic() * 1_000
         if version:
             self._warn_once(version.decode())
         claimed: list[Claimed] = []
@@ -405,7 +424,7 @@ class RedisStore:
     async def step(self, req: Step) -> StepReply:
         """Settle outcomes, then claim jobs; see `Store.step`."""
         check_step(req)
-        reply = await self._open_links().call(_STEP, self._step_command(req))
+        reply = await self._open_servers().call(_STEP, self._step_command(req), lasting=True)
         return self._step_reply(req, reply)
 
     async def wait(self, req: Step, timeout: float) -> StepReply:
@@ -413,35 +432,37 @@ class RedisStore:
 
         The claim is sent right behind the sleep, over the same connection.
         """
-        links = self._open_links()
+        servers = self._open_servers()
         check_step(req)
         loop = asyncio.get_running_loop()
         end = loop.time() + timeout
         name = self._keys.client_name(req.queue, req.worker)
-        link, resume = links.sleeper(name), req.resume
-        try:
-            while True:
-                seconds = self._seconds_to_sleep(req, end - loop.time())
-                if link.interrupted:
-                    # Somebody moved the clock; what the call before may have claimed is under our token.
-                    link.interrupted, seconds, req = False, 0.0, replace(req, resume=True)
-                try:
-                    reply = await self._sleep(links, link, req, seconds)
-                except StoreUnavailableError:
-                    links.check()
-                    if not link.interrupted:
-                        raise
-                    await links.forget(link)
-                    continue
-                if req.resume is not resume:
-                    req = replace(req, resume=resume)
-                if reply.jobs or loop.time() >= end:
-                    return reply
-        except BaseException:
-            await links.forget(link)
-            raise
-        finally:
-            await links.rest(name, link)
+        key = self._declare(req.queue)[0]
+        resume, moved = req.resume, False
+        while True:
+            links = await servers.at(key)
+            link = links.sleeper(name)
+            try:
+                seconds = 0.0 if moved else self._seconds_to_sleep(req, end - loop.time())
+                reply = await self._sleep(servers, links, link, req, seconds)
+            except StoreUnavailableError:
+                await links.forget(link)
+                servers.check()
+                if not link.interrupted or links.retired:
+                    servers.doubt()
+                    raise
+                # Somebody moved the clock; what the call before may have claimed is under our token.
+                moved, req = True, replace(req, resume=True)
+                continue
+            except BaseException:
+                await links.forget(link)
+                raise
+            finally:
+                await links.rest(name, link)
+            if moved:
+                moved, req = False, replace(req, resume=resume)
+            if reply.jobs or loop.time() >= end:
+                return reply
 
     def _seconds_to_sleep(self, req: Step, seconds: float) -> float:
         """Return how long to sleep at most: not past the next moment at which time brings work."""
@@ -449,34 +470,35 @@ class RedisStore:
         due = self._wake_at.get(req.queue)
         if due is not None and self._clock is None and req.now is None:
             # One more, for the part of a millisecond that the server's clock does not show: nothing starts early.
-            seconds = min(seconds, (due - self._behind_ms - time.monotonic() * 1_000 + 1) / 1_000)
+            seconds = min(seconds, (due - time.monotonic() * 1_000 + 1) / 1_000)
         return seconds
 
-    async def _sleep(self, links: Links, link: Link, req: Step, seconds: float) -> StepReply:
+    async def _sleep(self, servers: Servers, links: Links, link: Link, req: Step, seconds: float) -> StepReply:
         sleep: list[Command] = []
         if seconds > 0:
             keys = self._keys.markers(req.queue, req.tags)
             sleep = [("BZPOPMIN", *keys, f"{max(seconds, 0.002):.3f}")]
         if sleep and self._clock is not None:
             # A clock that is moved meanwhile must not leave a claim of an earlier time behind.
-            self._check_marker(links, await link.ask(sleep, seconds + _SLACK_SECONDS))
+            self._check_marker(servers, links, await link.ask(sleep, seconds + _SLACK_SECONDS))
             sleep = []
         command = self._step_command(req)
         *marker, reply = await link.ask([*sleep, command], seconds + _SLACK_SECONDS)
-        self._check_marker(links, marker)
-        if isinstance(reply, raised.NoScriptError):
-            (reply,) = await link.ask([_STEP.whole(command)])
-        return self._step_reply(req, links.answer(reply))
+        self._check_marker(servers, links, marker)
+        if isinstance(reply, Exception):
+            reply = await servers.repeat(links, _STEP, command, reply)
+        return self._step_reply(req, servers.answer(reply, links))
 
-    def _check_marker(self, links: Links, replies: Sequence[Any]) -> None:
+    def _check_marker(self, servers: Servers, links: Links, replies: Sequence[Any]) -> None:
         for reply in replies:
-            if isinstance(reply, Exception) and not str(reply).startswith("UNBLOCKED"):
-                links.refuse(reply)
+            # A sleep ended by force, or on a node that the queue has left: the claim behind it tells.
+            if isinstance(reply, Exception) and not said(reply).startswith(_SPURIOUS):
+                servers.refuse(reply, links)
 
     async def renew(self, queue: str, held: Sequence[Held], lease_ms: int, *, now: int | None = None) -> RenewReply:
         """Extend the leases of running jobs; see `Store.renew`."""
         if not held:
-            self._open_links()
+            self._open_servers()
             return RenewReply()
         return read_renewal(await self._call(_RENEW, queue, now, *renew_args(held, lease_ms)))
 
@@ -504,7 +526,7 @@ class RedisStore:
                 if row:
                     record = self._record(queue, row)
                     found[record.id] = record
-        self._open_links()
+        self._open_servers()
         return [found.get(id) for id in ids]
 
     def _record(self, queue: str, row: Sequence[Any]) -> JobRecord:
@@ -524,10 +546,15 @@ class RedisStore:
 
     async def counts(self, queues: Sequence[str]) -> list[Counts]:
         """Count the jobs of each queue by state; see `Store.counts`."""
-        links = self._open_links()
+        servers = self._open_servers()
         if not queues:
             return []
-        replies = await links.call_all(_READ, [self._command(_READ, queue, None, ["counts"]) for queue in queues])
+        replies = [
+            servers.answer(reply)
+            for reply in await servers.call_all(
+                _READ, [self._command(_READ, queue, None, ["counts"]) for queue in queues]
+            )
+        ]
         return [
             Counts(
                 queue=queue,
@@ -574,18 +601,21 @@ class RedisStore:
         if self._listed is not None and time.monotonic() - self._listed[0] < _LISTED_SECONDS:
             return list(self._listed[1])
         began = time.monotonic()
-        names = {name async for key in self._scan(self._keys.pattern()) if (name := self._keys.listed(key))}
+        names: set[str] = set()
+        for links in await self._open_servers().each():
+            found_here = self._scan(links, self._keys.pattern())
+            names.update([name async for key in found_here if (name := self._keys.listed(key))])
         found = sorted(names)
         took = time.monotonic() - began
         self._listed = (time.monotonic(), found) if took > _SLOW_SECONDS else None
         return list(found)
 
-    async def _scan(self, pattern: str) -> AsyncGenerator[str]:
-        links = self._open_links()
+    async def _scan(self, links: Links, pattern: str) -> AsyncGenerator[str]:
+        servers = self._open_servers()
         cursor: bytes = b"0"
         while True:
-            (reply,) = await links.run([("SCAN", cursor, "MATCH", pattern, "COUNT", _SCANNED)])
-            cursor, keys = links.answer(reply)
+            (reply,) = await servers.run(links, [("SCAN", cursor, "MATCH", pattern, "COUNT", _SCANNED)])
+            cursor, keys = servers.answer(reply, links)
             for key in keys:
                 yield to_text(key)
             if cursor == b"0":
@@ -607,7 +637,7 @@ class RedisStore:
                 write_patch(args, patch)
             codes = await self._call(_EDIT, queue, now, *args)
             results += [EDITED[code] for code in codes]
-        self._open_links()
+        self._open_servers()
         return results
 
     async def move(self, queue: str, selection: Selection, action: Action, *, now: int | None = None) -> list[str]:
@@ -640,7 +670,7 @@ class RedisStore:
     async def _move_ids(
         self, queue: str, ids: list[str], action: Action, what: Sequence[Argument], now: int | None
     ) -> list[str]:
-        self._open_links()
+        self._open_servers()
         moved: list[str] = []
         known = [id for id in ids if not is_reserved(id)]
         if len(ids) == 1 and not known:
@@ -679,13 +709,12 @@ class RedisStore:
         if done != 1:
             return False
         # What hangs on no job any more: keys of deduplication that run out by themselves, and what other clients left.
-        links = self._open_links()
-        name = glob(queue)
+        servers, name = self._open_servers(), glob(queue)
         for owner in (name, f"{name}@*"):
-            found = [key async for key in self._scan(self._keys.pattern(owner, "*"))]
+            links = await servers.at(self._keys.meta(queue))
+            found = [key async for key in self._scan(links, self._keys.pattern(owner, "*"))]
             for piece in _pieces(found):
-                for reply in await links.run([("UNLINK", *piece)]):
-                    links.answer(reply)
+                await servers.ask(piece[0], ("UNLINK", *piece))
         return True
 
     # schedules, locks, workers, events
@@ -734,7 +763,7 @@ class RedisStore:
     ) -> int | None:
         """Acquire, extend or release a named lock; see `Store.lease`."""
         args = (self._instant(now), name, owner, ttl_ms, "" if fence is None else fence)
-        found: int = await self._open_links().call(_LEASE, _LEASE.command([self._keys.locks], args))
+        found: int = await self._open_servers().call(_LEASE, _LEASE.command([self._keys.locks], args))
         return None if found < 0 else found
 
     async def locks(self) -> list[LockInfo]:
@@ -750,9 +779,8 @@ class RedisStore:
 
     async def _hash_now(self, key: str) -> tuple[int, list[tuple[str, str]]]:
         """Return a hash of ours, and what time it is."""
-        links = self._open_links()
-        clock, flat = map(links.answer, await links.run([("TIME",), ("HGETALL", key)]))
-        now = int(clock[0]) * 1_000 + int(clock[1]) // 1_000 if self._clock is None else self._clock.now_ms()
+        flat = await self._open_servers().ask(key, ("HGETALL", key))
+        now = await self.now()
         it = iter(flat)
         return now, [(to_text(field), to_text(value)) for field, value in zip(it, it, strict=False)]
 
@@ -767,7 +795,7 @@ class RedisStore:
             case _:
                 assert_never(change)
         command = _WORKER.command([self._keys.workers], (self._instant(now), *args))
-        left = await self._open_links().call(_WORKER, command)
+        left = await self._open_servers().call(_WORKER, command)
         return "drain" if left == b"drain" else "stop" if left == b"stop" else None
 
     async def workers(self) -> list[WorkerInfo]:
@@ -779,10 +807,14 @@ class RedisStore:
                 until, seen, text = value.split(":", 2)
                 if int(until) > now:
                     found.append(replace(load_worker(text), seen=int(seen)))
-        links = self._open_links()
-        (reply,) = await links.run([("CLIENT", "LIST", "TYPE", "normal")])
-        # Without the right to list clients, ours are all that can be told of.
-        return found if isinstance(reply, Exception) else [*found, *node_workers(self._keys, to_text(reply), now, found)]
+        servers = self._open_servers()
+        own = tuple(found)
+        for links in await servers.each():
+            (reply,) = await servers.run(links, [("CLIENT", "LIST", "TYPE", "normal")])
+            # Without the right to list clients, ours are all that can be told of.
+            if not isinstance(reply, Exception):
+                found += node_workers(self._keys, to_text(reply), now, own)
+        return found
 
     def events(self, queue: str, *, after: str | None = None) -> AbstractAsyncContextManager[AsyncIterator[EventBatch]]:
         """Follow a queue's events; see `Store.events`. With tags the order holds among jobs with the same tags."""
@@ -790,7 +822,7 @@ class RedisStore:
 
     @asynccontextmanager
     async def _following(self, queue: str, after: str | None) -> AsyncGenerator[AsyncIterator[EventBatch]]:
-        follower = Follower(self._open_links(), self._keys, queue, after)
+        follower = Follower(self._open_servers(), self._keys, queue, after)
         await follower.begin()
         batches = follower.batches()
         try:
@@ -808,11 +840,11 @@ class RedisStore:
             for name, value in event.fields.items():
                 texts += (name, value)
             args += (len(texts), *texts)
-        links = self._open_links()
+        self._open_servers()
         if not args:
             return
         try:
-            await links.call(_PUBLISH, self._command(_PUBLISH, queue, None, args))
+            await self._call(_PUBLISH, queue, None, *args)
         except CutOffError as error:
             raise StoreOutcomeUnknownError(f"{error}; the events may or may not have been published") from error
 
@@ -820,7 +852,7 @@ class RedisStore:
 
     async def restore(self, records: Sequence[JobRecord], *, on_conflict: Literal["skip", "error"] = "skip") -> int:
         """Write records back, some hundred at a time; see `Store.restore`."""
-        self._open_links()
+        self._open_servers()
         for record in records:
             check_id(record.queue, record.id)
             check_tags(record.queue, record.tags)
@@ -828,7 +860,7 @@ class RedisStore:
             await self._refuse_conflicts(records)
         self._listed = None
         written = 0
-        for piece in _pieces(records):
+        for piece in self._restore_pieces(records):
             args: list[Argument] = ["1" if on_conflict == "error" else ""]
             for record in piece:
                 fields = record_fields(record)
@@ -855,6 +887,16 @@ class RedisStore:
             written += reply[0]
         return written
 
+    def _restore_pieces(self, records: Sequence[JobRecord]) -> Iterator[Sequence[JobRecord]]:
+        by_slot: dict[str, list[JobRecord]] = {}
+        for record in records:
+            slot = self._keys.slot(record.queue)
+            if record.parent is not None:
+                check_parent(self._keys, record.queue, record.id, record.parent.queue)
+            by_slot.setdefault(slot, []).append(record)
+        for together in by_slot.values():
+            yield from _pieces(together)
+
     async def _refuse_conflicts(self, records: Sequence[JobRecord]) -> None:
         by_queue: dict[str, list[str]] = {}
         for record in records:
@@ -871,19 +913,30 @@ class RedisStore:
 
     async def verify(self, queue: str) -> list[Problem]:
         """Check the invariants; see `Store.verify`. On a queue at work it may show what is only on its way."""
-        links = self._open_links()
-        (reply,) = await links.run([("SMEMBERS", self._keys.declared(queue)[1])])
+        servers = self._open_servers()
+        tagsets = self._declare(queue)[1]
         problems: list[Problem] = []
-        for tags in ["", *sorted(map(to_text, links.answer(reply)))]:
+        for tags in ["", *sorted(map(to_text, await servers.ask(tagsets, ("SMEMBERS", tagsets))))]:
             for state in ALL_STATES:
                 start = 0
                 while True:
                     number, found = await self._call(_VERIFY, queue, None, tags, state.value, start, _PIECE)
-                    problems += [Problem(to_text(what), to_text(id) or None, to_text(said)) for what, id, said in found]
+                    problems += map(read_problem, found)
                     start += _PIECE
                     if number < _PIECE:
                         break
+            for piece in _pieces(await self._hanging_keys(queue, tags)):
+                _, found = await self._call(_VERIFY, queue, None, tags, "keys", *chain.from_iterable(piece))
+                problems += map(read_problem, found)
         return problems
+
+    async def _hanging_keys(self, queue: str, tags: str) -> list[tuple[str, str]]:
+        """Return what of a queue's keys hangs on a job; see `described`."""
+        links = await self._open_servers().at(self._keys.meta(queue))
+        place = f"{queue}@{tags}" if tags else queue
+        start = len(f"{self._keys.head}{place}:")
+        found = {key async for key in self._scan(links, self._keys.pattern(glob(place), "*"))}
+        return sorted(one for key in found if (one := described(key[start:])))
 
 
 def _foreign(key: str) -> tuple[str, str]:

@@ -3,6 +3,7 @@ What all scripts share: where things lie, what time it is, and the moves every c
 
 KEYS[1]  meta of the queue the call is about; every other key is in the same hash slot
 KEYS[2]  its wm:tagsets
+KEYS[3]  on a cluster: its wm:whole, which never exists, so that no script runs while the slot is on its way
 ARGV[1]  prefix with its colon ("bull:")
 ARGV[2]  the queue
 ARGV[3]  the instant in ms, or "" for the server's own clock

@@ -124,18 +124,22 @@ local what = more and 'jobs' or nil
 
 -- the rest
 
-local room = 2 * CHUNK
+-- A script cannot see how long it takes (its clock may stand still): all parts share one count of jobs.
+local room = 2 * (CHUNK - #recovered)
 for _, p in ipairs(all) do
-  room = room - promote(p, room)
+  if room > 0 then
+    room = room - promote(p, room)
+  end
 end
 if room <= 0 then
   what = what or 'due'
-end
-if ARGV[6] ~= '' then
-  trim(base, 'completed', nil, now - tonumber(ARGV[6]), CHUNK)
-end
-if ARGV[7] ~= '' then
-  trim(base, 'failed', nil, now - tonumber(ARGV[7]), CHUNK)
+else
+  if ARGV[6] ~= '' then
+    trim(base, 'completed', nil, now - tonumber(ARGV[6]), CHUNK)
+  end
+  if ARGV[7] ~= '' then
+    trim(base, 'failed', nil, now - tonumber(ARGV[7]), CHUNK)
+  end
 end
 
 local idle = {}

@@ -1,11 +1,11 @@
 --[[
-Checks a queue's collections against its jobs, a piece a call.
+Checks a queue's collections against its jobs, or its keys against its collections, a piece a call.
 
 KEYS     see core
 ARGV[4]  tags of the place
-ARGV[5]  the state to look through: waiting, prioritized, delayed, active, completed, failed, waiting-children
-ARGV[6]  from
-ARGV[7]  how many
+ARGV[5]  the state to look through: waiting, prioritized, delayed, active, completed, failed, waiting-children; then
+         ARGV[6] from, ARGV[7] how many
+         or "keys"; then two for each: "job" and its id, a part of a job ("logs", …) and its id, "de" and what it is of
 
 Returns  how many were looked at, and problems: invariant, job id or "", text
 ]]
@@ -15,6 +15,40 @@ local STATE = ARGV[5]
 local found = {}
 local function problem(invariant, id, text)
   found[#found + 1] = { invariant, id, text }
+end
+
+local function is_listed(id)
+  for _, set in ipairs({ p.completed, p.failed, p.delayed, p.prioritized, p.parents }) do
+    if call('ZSCORE', set, id) then
+      return true
+    end
+  end
+  for _, list in ipairs({ p.active, p.wait, p.k .. 'paused' }) do
+    if call('LPOS', list, id) then
+      return true
+    end
+  end
+  return false
+end
+
+if STATE == 'keys' then
+  for at = 6, #ARGV, 2 do
+    local what, id = ARGV[at], ARGV[at + 1]
+    if what == 'job' then
+      if call('EXISTS', p.k .. id) == 1 and not is_listed(id) then
+        problem('I1', id, 'is there and listed nowhere')
+      end
+    elseif what == 'de' then
+      local key = p.k .. 'de:' .. id
+      local owner = call('PTTL', key) == -1 and call('GET', key)
+      if owner and not find_job(p, owner) then
+        problem('I7', '', 'deduplication key ' .. id .. ' belongs to job ' .. owner .. ', which is gone')
+      end
+    elseif call('EXISTS', p.k .. id .. ':' .. what) == 1 and call('EXISTS', p.k .. id) == 0 then
+      problem('I7', id, 'has ' .. what .. ' but is not there')
+    end
+  end
+  return { 0, found }
 end
 
 local KEY = { waiting = 'wait', ['waiting-children'] = 'parents' }
