@@ -42,18 +42,17 @@ LIBRARY: Final = "workers_module"
 T = TypeVar("T")
 _FULL: Final = ("OOM", "MISCONF", "NOREPLICAS")
 _DENIED: Final = ("NOAUTH", "WRONGPASS", "NOPERM", "DENIED")
-_LATER: Final = (
-    "LOADING",
-    "READONLY",
-    "BUSY",
-    "MASTERDOWN",
-    "CLUSTERDOWN",
-    "TRYAGAIN",
-    "MOVED",
-    "ASK",
-    "UNBLOCKED",
-    "max number",
+_LATER: Final = ("BUSY", "UNBLOCKED", "max number")
+_LATER_CLASSES: Final = (
+    raised.BusyLoadingError,
+    raised.ReadOnlyError,
+    raised.ClusterDownError,
+    raised.TryAgainError,
+    raised.AskError,
 )
+"""What redis-py has a class for, it strips of its first word. (Of these, MOVED and MASTERDOWN are special cases.)"""
+_ERROR_REPLIES: Final = (raised.ResponseError, raised.BusyLoadingError, raised.AuthenticationError)
+"""What a server answers. The last two are among redis-py's errors of connections, and yet the connection is sound."""
 
 
 def _pack(command: Command) -> bytes:
@@ -91,9 +90,9 @@ def translate(error: Exception, place: str) -> StoreError | ConfigurationError:
         )
     if isinstance(error, raised.OutOfMemoryError) or word in _FULL or "command not allowed when used memory" in text:
         return StoreFullError(f"{place} takes no more data: {text}. Give it memory or disk, or remove jobs")
+    if isinstance(error, _LATER_CLASSES) or (isinstance(error, raised.ResponseError) and text.startswith(_LATER)):
+        return StoreUnavailableError(f"{place} cannot answer now: {text}")
     if isinstance(error, raised.ResponseError):
-        if text.startswith(_LATER):
-            return StoreUnavailableError(f"{place} cannot answer now: {text}")
         return StoreError(f"{place} answered: {text}")
     if isinstance(error, ValueError):
         return ConfigurationError(f"{place}: {text}")
@@ -216,8 +215,10 @@ class Link:
                 await connection.send_packed_command(packed, check_health=False)
                 for _ in commands:
                     try:
-                        replies.append(await connection.read_response(disable_decoding=True))
-                    except raised.ResponseError as error:
+                        replies.append(
+                            await connection.read_response(disable_decoding=True, disconnect_on_error=False)
+                        )
+                    except _ERROR_REPLIES as error:
                         replies.append(error)
         except (raised.RedisError, OSError, TimeoutError) as error:
             await self.drop()

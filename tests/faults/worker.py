@@ -1,0 +1,100 @@
+"""What the worker processes of the fault tests run: an application, wired and stopped as its reader would.
+
+For each run it writes lines to ``<name>.runs``: ``start ID FENCE``, and ``end ID FENCE`` when the handler is done, which
+is before the store knows; ``ready`` and ``bye`` tell of the process. What it logs goes to ``<name>.log``.
+"""
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dishka import FromDishka, Provider, Scope, make_async_container
+from pydantic import BaseModel
+
+from workers_module import Job, WorkersModule, WorkersSettings, process, processor, run_workers
+
+QUEUE = "mail"
+NAME = "work"
+
+
+class Task(BaseModel):
+    """What a job does before it returns its id."""
+
+    ms: int = 0
+    """It takes so long."""
+    block_ms: int = 0
+    """It keeps the event loop from everything else for so long."""
+    kill: bool = False
+    """It kills its process."""
+    forever: bool = False
+    """It does not end, not even when it is cancelled, within any time that a test has."""
+
+
+class Diary:
+    """The file of one process' runs."""
+
+    def __init__(self, path: Path) -> None:
+        # Unbuffered: a line is in the file before anything else happens.
+        self._file = path.open("ab", buffering=0)
+
+    def note(self, *words: object) -> None:
+        """Append a line."""
+        self._file.write(f"{' '.join(map(str, words))}\n".encode())
+
+
+@processor(QUEUE)
+class Laborer:
+    """Runs tasks."""
+
+    def __init__(self, diary: FromDishka[Diary]) -> None:
+        self.diary = diary
+
+    @process(NAME)
+    async def work(self, job: Job[Task]) -> str:
+        """Do what the task says."""
+        self.diary.note("start", job.id, job.fence)
+        task = job.data
+        if task.kill:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if task.block_ms:
+            time.sleep(task.block_ms / 1_000)  # noqa: ASYNC251 - that is the point
+        while task.forever:
+            try:
+                await asyncio.sleep(3_600)
+            except asyncio.CancelledError:
+                self.diary.note("cancelled", job.id, job.fence)
+        await asyncio.sleep(task.ms / 1_000)
+        self.diary.note("end", job.id, job.fence)
+        return job.id
+
+
+def main(name: str, folder: str, settings: Mapping[str, Any]) -> None:
+    """Run one worker process until it is told to stop."""
+    log = os.open(Path(folder) / f"{name}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, force=True, format="%(asctime)s %(levelname)s %(message)s")
+    asyncio.run(_run(Diary(Path(folder) / f"{name}.runs"), settings))
+
+
+async def _run(diary: Diary, settings: Mapping[str, Any]) -> None:
+    module = WorkersModule.for_root(WorkersSettings(**settings), processors=[Laborer])
+    own = Provider(scope=Scope.APP)
+    own.provide(lambda: diary, provides=Diary)
+    stopping: set[asyncio.Task[None]] = set()
+    async with run_workers(make_async_container(module, own), close_container=True) as workers:
+
+        def stop() -> None:
+            # The first signal asks, the second one insists.
+            stopping.add(asyncio.get_running_loop().create_task(workers.stop("0s" if stopping else None)))
+
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop)
+        diary.note("ready")
+        await workers.wait()
+    diary.note("bye")
