@@ -171,3 +171,5 @@ async def office(url: str, *, store: Store | None = None) -> AsyncIterator[Offic
             yield one
     finally:
         await container.close()
+        if store is not None:
+            await store.close()

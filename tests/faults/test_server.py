@@ -53,7 +53,7 @@ async def test_a_killed_server_loses_nothing(
             await server.start(load_delay_us=100 if loading else 0)
             if loading:
                 await until(server.is_loading)
-                await until(server.is_up)
+            await until(server.is_up)
             assert await there.ended() < len(there.ids), "nothing was left to do"
         await finish(there, workers, server)
 

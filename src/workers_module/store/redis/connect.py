@@ -178,8 +178,11 @@ class Link:
     @property
     def fresh(self) -> bool:
         """Whether the connection is still open as far as can be seen from here."""
-        reader = self._connection._reader
-        return self._connection.is_connected and reader is not None and not reader.at_eof()
+        reader, writer = self._connection._reader, self._connection._writer
+        if not self._connection.is_connected or reader is None or writer is None:
+            return False
+        # A reset is no end of the stream; and writing to what is closed fails in ways of asyncio's own.
+        return not reader.at_eof() and reader.exception() is None and not writer.is_closing()
 
     async def connect(self) -> None:
         """Connect, if need be.
@@ -196,6 +199,8 @@ class Link:
                 await self._connection.connect()  # type: ignore[no-untyped-call]
         except (raised.RedisError, OSError, TimeoutError, ValueError) as error:
             raise translate(error, self._address.place) from error
+        if not self.fresh:
+            raise StoreUnavailableError(f"{self._address.place}: the connection was lost as soon as it was made")
 
     async def ask(self, commands: Sequence[Command], seconds: float = REPLY_SECONDS) -> list[Any]:
         """Send commands in one go and return their replies; an error reply is an item of the list.
