@@ -11,34 +11,19 @@ import pytest
 from tests.faults.conftest import Size
 from tests.faults.launcher import RedisServer
 from tests.faults.office import Office, office
+from tests.faults.places import KINDS, client_of
 from tests.faults.proxy import Proxy
 from tests.faults.worker import NAME, QUEUE, Task
-from tests.servers import shared_redis
 from tests.store.helpers import numbers
 from workers_module import Dedup, StoreOutcomeUnknownError, StoreUnavailableError
 from workers_module.client.producer import Producer
 from workers_module.store.base import Store
-from workers_module.store.memory import MemoryStore
 from workers_module.store.redis.store import RedisStore
-from workers_module.store.sqlite.store import SqliteStore
 
 PRODUCERS = 16
 
 
-def client_of(kind: str, folder: Path, prefix: str) -> Store:
-    """Return one more client of one storage."""
-    match kind:
-        case "memory":
-            return MemoryStore.shared(prefix)
-        case "sqlite":
-            return SqliteStore(folder / "jobs.db", synchronous="normal")
-        case _:
-            return RedisStore(shared_redis()[0], prefix=f"{shared_redis()[1]}-{prefix}")
-
-
-@pytest.mark.parametrize(
-    "kind", [pytest.param(kind, marks=getattr(pytest.mark, kind)) for kind in ("memory", "sqlite", "redis")]
-)
+@pytest.mark.parametrize("kind", KINDS)
 async def test_a_key_makes_one_job_whoever_asks_for_it(
     kind: str, size: Size, dice: random.Random, tmp_path: Path
 ) -> None:

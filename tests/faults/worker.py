@@ -1,7 +1,7 @@
 """What the worker processes of the fault tests run: an application, wired and stopped as its reader would.
 
 For each run it writes lines to ``<name>.runs``: ``start ID FENCE``, and ``end ID FENCE`` when the handler is done, which
-is before the store knows; ``ready`` and ``bye`` tell of the process. What it logs goes to ``<name>.log``.
+is before the store knows; ``ready``, ``stopping`` and ``bye`` tell of the process. What it logs goes to ``<name>.log``.
 """
 
 import asyncio
@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import anyio
 from dishka import FromDishka, Provider, Scope, make_async_container
 from pydantic import BaseModel
 
@@ -33,7 +34,7 @@ class Task(BaseModel):
     kill: bool = False
     """It kills its process."""
     forever: bool = False
-    """It does not end, not even when it is cancelled, within any time that a test has."""
+    """It does not end by itself."""
 
 
 class Diary:
@@ -64,11 +65,8 @@ class Laborer:
             os.kill(os.getpid(), signal.SIGKILL)
         if task.block_ms:
             time.sleep(task.block_ms / 1_000)  # noqa: ASYNC251 - that is the point
-        while task.forever:
-            try:
-                await asyncio.sleep(3_600)
-            except asyncio.CancelledError:
-                self.diary.note("cancelled", job.id, job.fence)
+        if task.forever:
+            await anyio.sleep_forever()
         await asyncio.sleep(task.ms / 1_000)
         self.diary.note("end", job.id, job.fence)
         return job.id
@@ -92,6 +90,7 @@ async def _run(diary: Diary, settings: Mapping[str, Any]) -> None:
 
         def stop() -> None:
             # The first signal asks, the second one insists.
+            diary.note("stopping")
             stopping.add(asyncio.get_running_loop().create_task(workers.stop("0s" if stopping else None)))
 
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop)
