@@ -65,7 +65,9 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     report = yield
     if report.failed and "dice" in getattr(item, "fixturenames", ()):
         seed = getattr(item, "callspec").params["dice"]  # noqa: B009 - only parametrised items have one
-        report.sections.append(("to repeat", f'{SEEDS}="{seed}" python -m pytest "{item.nodeid}" (or without it, in short)'))
+        report.sections.append(
+            ("to repeat", f'{SEEDS}="{seed}" python -m pytest "{item.nodeid}" (or without it, in short)')
+        )
     return report
 
 

@@ -4,13 +4,11 @@ import multiprocessing
 import os
 import signal
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Final, NamedTuple
-
-import anyio
 
 from tests.faults import worker
 from tests.faults.waiting import until
@@ -58,7 +56,7 @@ class Hand:
         self._process.join()
 
     @contextmanager
-    def frozen(self) -> Iterator[None]:
+    def frozen(self) -> Generator[None]:
         """Stop the process meanwhile."""
         self.signal(signal.SIGSTOP)
         try:
@@ -110,10 +108,13 @@ class Fleet:
     async def start_all(self, urls: Iterable[str], *, slots: int = SLOTS, **settings: Any) -> list[Hand]:
         """Start a process for each URL; return when all are at work."""
         hands = [self.begin(url, slots=slots, **settings) for url in urls]
+        await self._until_ready(hands)
+        return hands
+
+    async def _until_ready(self, hands: Iterable[Hand]) -> None:
         for hand in hands:
             await until(lambda hand=hand: ["ready"] in hand.words() or not hand.alive)
             assert hand.alive, hand.log()
-        return hands
 
     def begin(self, url: str, *, slots: int = SLOTS, **settings: Any) -> Hand:
         """Start a process, and do not wait."""
@@ -140,6 +141,7 @@ class Fleet:
     async def stop(self, *hands: Hand, within: float | None = None) -> None:
         """Send SIGTERM; each must end cleanly, in time."""
         chosen = hands or tuple(self.living)
+        await self._until_ready(chosen)
         for hand in chosen:
             hand.signal(signal.SIGTERM)
         await until(lambda: not any(hand.alive for hand in chosen), within=within)
@@ -168,7 +170,7 @@ class Fleet:
     def last_words(self) -> str:
         """Return what people want to know when a test fails."""
         tails = [
-            f"--- {hand.name} ({'alive' if hand.alive else hand.exit_code}), in flight {sorted(hand.in_flight())[:20]}\n"
+            f"--- {hand.name} (exit code {hand.exit_code}), in flight {sorted(hand.in_flight())[:20]}\n"
             + "\n".join(hand.log().splitlines()[-25:])
             for hand in self.hands[-8:]
         ]
@@ -187,11 +189,3 @@ def fleet(folder: Path, **settings: Any) -> Generator[Fleet]:
     finally:
         for hand in fleet.living:
             hand.kill()
-
-
-async def refill(fleet: Fleet, start: Callable[[], Hand], size: int) -> None:
-    """Start a new process whenever one has died, until cancelled."""
-    while True:
-        while len(fleet.living) < size:
-            start()
-        await anyio.sleep(0.02)

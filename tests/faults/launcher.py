@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, cast
 
@@ -84,7 +84,7 @@ class RedisServer:
         return True
 
     @contextmanager
-    def frozen(self) -> Iterator[None]:
+    def frozen(self) -> Generator[None]:
         """Stop the process meanwhile; the kernel still takes connections and bytes for it."""
         os.kill(self.pid, signal.SIGSTOP)
         try:
@@ -95,7 +95,7 @@ class RedisServer:
     # states
 
     @asynccontextmanager
-    async def full(self) -> AsyncIterator[None]:
+    async def full(self) -> AsyncGenerator[None]:
         """Leave no memory for more data meanwhile."""
         await self.command("CONFIG", "SET", "maxmemory", "1")
         try:
@@ -104,7 +104,7 @@ class RedisServer:
             await self.command("CONFIG", "SET", "maxmemory", "0")
 
     @asynccontextmanager
-    async def demoted(self) -> AsyncIterator[None]:
+    async def demoted(self) -> AsyncGenerator[None]:
         """Make it the read-only replica of nobody meanwhile, with all its data; connections stay."""
         await self.command("REPLICAOF", "127.0.0.1", "1")
         try:
@@ -127,7 +127,7 @@ class RedisServer:
 
 
 @contextmanager
-def launched(*options: str) -> Iterator[RedisServer]:
+def launched(*options: str) -> Generator[RedisServer]:
     """Run a server of one's own; it keeps its data over a restart."""
     with redis_server(*DURABLE, *options) as server:
         yield RedisServer(server)

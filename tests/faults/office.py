@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
@@ -118,12 +118,16 @@ class Office:
             repeated: Whether so many starts that were not the first of their job are allowed.
         """
         wrong = frozenset(failed)
+        records = await self.records()
+        by_state = {(record.id, record.state, record.reason, record.crashes) for record in records}
+        unexpected = [one for one in by_state if one[1] != ("failed" if one[0] in wrong else "completed")]
+        assert unexpected == []
         expected = {"completed": len(self.ids) - len(wrong), "failed": len(wrong)}
         assert await self.numbers() == {state: number for state, number in expected.items() if number}
         assert await self.store.verify(QUEUE) == []
         await self._assert_ended_once(wrong)
         if fleet is not None:
-            self._assert_runs(fleet, wrong, await self.records(), repeated)
+            self._assert_runs(fleet, wrong, records, repeated)
         if server is not None:
             assert self.left_over(await server.keys()) == set()
 
@@ -145,7 +149,9 @@ class Office:
         done = {line.id for line in fleet.lines("end")}
         assert set(fences) - set(wrong) - done == set(), "jobs completed that nobody ran"
         if repeated is not None:
-            assert repeated(fleet.repeated()), f"{fleet.repeated()} starts repeated one: {fleet.starts().most_common(5)}"
+            assert repeated(fleet.repeated()), (
+                f"{fleet.repeated()} starts repeated one: {fleet.starts().most_common(5)}"
+            )
 
     def left_over(self, keys: set[str]) -> set[str]:
         """Return the keys that belong to nothing."""
@@ -154,7 +160,7 @@ class Office:
 
 
 @asynccontextmanager
-async def office(url: str, *, store: Store | None = None) -> AsyncIterator[Office]:
+async def office(url: str, *, store: Store | None = None) -> AsyncGenerator[Office]:
     """Open an office on a store; its jobs are heard of from the beginning."""
     module = WorkersModule.for_root(WorkersSettings(queue={"uri": url}), queues=[Mail])
     more = Provider(scope=Scope.APP)

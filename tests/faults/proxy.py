@@ -8,7 +8,7 @@ import asyncio
 import socket
 import struct
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import asynccontextmanager
 from enum import Enum
 from pathlib import Path
@@ -252,7 +252,7 @@ class Proxy:
             await self._listen()
 
     @asynccontextmanager
-    async def broken(self, *, mute: bool = False, cut: bool = False, frozen: bool = False) -> AsyncIterator[None]:
+    async def broken(self, *, mute: bool = False, cut: bool = False, frozen: bool = False) -> AsyncGenerator[None]:
         """Do harm meanwhile: lose all replies, or cut off, or forward nothing."""
         if cut:
             self.refuse()

@@ -109,7 +109,6 @@ async def test_a_job_that_kills_its_workers_fails_alone(
             group.start_soon(refill)
             await there.until_ended()
             group.cancel_scope.cancel()
-        await until(lambda: all(["ready"] in hand.words() for hand in workers.living))
         await workers.stop()
         for hand in workers.hands:
             hand.killed = hand.exit_code == -signal.SIGKILL

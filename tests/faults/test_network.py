@@ -1,7 +1,7 @@
 """Links that are cut, go silent, or break in the middle of a word (P15, P16, P17), and too few of them (P22)."""
 
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, cast
 
@@ -24,9 +24,7 @@ HALF = PROCESSES // 2
 
 
 @asynccontextmanager
-async def behind_proxies(
-    server: RedisServer, workers: Fleet, size: Size
-) -> AsyncIterator[tuple[Office, list[Proxy]]]:
+async def behind_proxies(server: RedisServer, workers: Fleet, size: Size) -> AsyncGenerator[tuple[Office, list[Proxy]]]:
     """Give an office with a backlog, and the proxies of the workers in the midst of it, one each."""
     async with AsyncExitStack() as stack:
         proxies = [await stack.enter_async_context(Proxy(server.address)) for _ in range(PROCESSES)]

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 
 import anyio
 import pytest
@@ -26,19 +27,22 @@ async def proxy(server: RedisServer) -> AsyncIterator[Proxy]:
 async def line(proxy: Proxy) -> AsyncIterator[Connection]:
     """Return one connection through the proxy."""
     connection = Connection(port=proxy.port, protocol=2, socket_timeout=None)
-    await connection.connect()
+    await connection.connect()  # type: ignore[no-untyped-call]
     yield connection
     await connection.disconnect()
 
 
-async def ask(line: Connection, *words: object) -> object:
+async def ask(line: Connection, *words: object) -> Any:
     await line.send_command(*words)
     with anyio.fail_after(10):
-        return await line.read_response()
+        reply: Any = await line.read_response()
+        return reply
 
 
 async def test_what_is_whole_goes_through_whatever_its_pieces() -> None:
-    stream = b"*2\r\n$3\r\nGET\r\n$3\r\nkey\r\n+OK\r\n$-1\r\n*0\r\n*-1\r\n*2\r\n*1\r\n:1\r\n$4\r\n\r\n\r\n\r\n-ERR no\r\n"
+    stream = (
+        b"*2\r\n$3\r\nGET\r\n$3\r\nkey\r\n+OK\r\n$-1\r\n*0\r\n*-1\r\n*2\r\n*1\r\n:1\r\n$4\r\n\r\n\r\n\r\n-ERR no\r\n"
+    )
     wholes = [
         b"*2\r\n$3\r\nGET\r\n$3\r\nkey\r\n",
         b"+OK\r\n",
@@ -111,8 +115,8 @@ async def test_a_frozen_proxy_takes_all_and_forwards_it_later(proxy: Proxy, line
     proxy.freeze()
     await line.send_command("PING")
     other = Connection(port=proxy.port, protocol=2, socket_timeout=0.05)
-    with pytest.raises(Exception, match="[Tt]imeout"):
-        await other.connect()
+    with pytest.raises(Exception, match=r"[Tt]imeout"):
+        await other.connect()  # type: ignore[no-untyped-call]
     with pytest.raises(TimeoutError), anyio.fail_after(0.05):
         await line.read_response(disconnect_on_error=False)
     await proxy.heal()

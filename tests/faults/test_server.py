@@ -1,7 +1,7 @@
 """A server that is killed, freezes, changes its role, forgets its scripts, or is full (P08, P18 to P21)."""
 
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
 import anyio
@@ -22,7 +22,7 @@ SECOND = 1.0
 
 
 @asynccontextmanager
-async def at_work(server: RedisServer, workers: Fleet, size: Size) -> AsyncIterator[Office]:
+async def at_work(server: RedisServer, workers: Fleet, size: Size) -> AsyncGenerator[Office]:
     """Give an office with a backlog of jobs that take 50 ms, and workers in the midst of it."""
     async with office(server.url) as there:
         there.fleet = workers

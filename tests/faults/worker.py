@@ -1,7 +1,7 @@
 """What the worker processes of the fault tests run: an application, wired and stopped as its reader would.
 
-For each run it writes lines to ``<name>.runs``: ``start ID FENCE``, and ``end ID FENCE`` when the handler is done, which
-is before the store knows; ``ready``, ``stopping`` and ``bye`` tell of the process. What it logs goes to ``<name>.log``.
+For each run it writes lines to ``<name>.runs``: ``start ID FENCE``, and ``end ID FENCE`` when the handler is done,
+which is before the store knows; ``ready``, ``stopping`` and ``bye`` tell of the process. Its log is ``<name>.log``.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ import anyio
 from dishka import FromDishka, Provider, Scope, make_async_container
 from pydantic import BaseModel
 
-from workers_module import Job, WorkersModule, WorkersSettings, process, processor, run_workers
+from workers_module import Job, UnrecoverableError, WorkersModule, WorkersSettings, process, processor, run_workers
 
 QUEUE = "mail"
 NAME = "work"
@@ -31,6 +31,10 @@ class Task(BaseModel):
     """It takes so long."""
     block_ms: int = 0
     """It keeps the event loop from everything else for so long."""
+    fail: bool = False
+    """It fails."""
+    text: str = ""
+    """It is as large as this."""
     kill: bool = False
     """It kills its process."""
     forever: bool = False
@@ -68,6 +72,8 @@ class Laborer:
         if task.forever:
             await anyio.sleep_forever()
         await asyncio.sleep(task.ms / 1_000)
+        if task.fail:
+            raise UnrecoverableError("as it was told")
         self.diary.note("end", job.id, job.fence)
         return job.id
 
@@ -77,7 +83,9 @@ def main(name: str, folder: str, settings: Mapping[str, Any]) -> None:
     log = os.open(Path(folder) / f"{name}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, force=True, format="%(asctime)s %(levelname)s %(message)s")
+    form = "%(asctime)s %(levelname)s %(message)s"
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, force=True, format=form)
+    logging.getLogger("workers_module.worker.executor").setLevel(logging.ERROR)
     asyncio.run(_run(Diary(Path(folder) / f"{name}.runs"), settings))
 
 

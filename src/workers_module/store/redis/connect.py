@@ -220,9 +220,7 @@ class Link:
                 await connection.send_packed_command(packed, check_health=False)
                 for _ in commands:
                     try:
-                        replies.append(
-                            await connection.read_response(disable_decoding=True, disconnect_on_error=False)
-                        )
+                        replies.append(await connection.read_response(disable_decoding=True, disconnect_on_error=False))
                     except _ERROR_REPLIES as error:
                         replies.append(error)
         except (raised.RedisError, OSError, TimeoutError) as error:
