@@ -4,7 +4,6 @@
 ``make faults`` does so.
 """
 
-import os
 import random
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
@@ -14,9 +13,7 @@ import pytest
 
 from tests.faults.fleet import Fleet, fleet
 from tests.faults.launcher import RedisServer, launched
-
-SEEDS = "WORKERS_TEST_FAULT_SEEDS"
-_GIVEN = os.environ.get(SEEDS, "").split()
+from tests.faults.waiting import SEEDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +47,10 @@ class Size:
 
 @pytest.fixture
 def size() -> Size:
-    return Size(full=True, lease_ms=3_000, sweep_ms=2_000) if _GIVEN else Size(full=False, lease_ms=2_000, sweep_ms=500)
+    return Size(full=True, lease_ms=3_000, sweep_ms=2_000) if SEEDS else Size(full=False, lease_ms=2_000, sweep_ms=500)
 
 
-@pytest.fixture(params=[int(word) for word in _GIVEN or ["1"]], ids=lambda seed: f"seed{seed}")
+@pytest.fixture(params=[int(word) for word in SEEDS or ["1"]], ids=lambda seed: f"seed{seed}")
 def dice(request: pytest.FixtureRequest) -> random.Random:
     """Return chance that can be repeated."""
     seed: int = request.param
@@ -66,7 +63,10 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     if report.failed and "dice" in getattr(item, "fixturenames", ()):
         seed = getattr(item, "callspec").params["dice"]  # noqa: B009 - only parametrised items have one
         report.sections.append(
-            ("to repeat", f'{SEEDS}="{seed}" python -m pytest "{item.nodeid}" (or without it, in short)')
+            (
+                "to repeat",
+                f'WORKERS_TEST_FAULT_SEEDS="{seed}" python -m pytest "{item.nodeid}" (or without it, in short)',
+            )
         )
     return report
 

@@ -107,7 +107,7 @@ class Office:
         *,
         server: RedisServer | None = None,
         failed: Collection[str] = (),
-        repeated: Callable[[int], bool] | None = lambda number: number == 0,
+        repeated: Callable[[int], bool] | None = None,
     ) -> None:
         """Check that nothing was lost, ended twice, or left over.
 
@@ -115,7 +115,8 @@ class Office:
             fleet: Who ran the jobs.
             server: Where all keys are those of this queue.
             failed: The jobs that must have failed; all others must have completed.
-            repeated: Whether so many starts that were not the first of their job are allowed.
+            repeated: Whether so many starts that were not the first of their job are allowed; without it there must be
+                none, and no lease may have been lost.
         """
         wrong = frozenset(failed)
         records = await self.records()
@@ -146,6 +147,9 @@ class Office:
         assert [run for run, times in starts.items() if times > 1] == [], "one claim was run twice"
         fences = {record.id: record.fence for record in records}
         assert [run for run in starts if run[1] > fences[run[0]]] == []
+        # What was accepted is the end of the newest run.
+        told = {record.id: int(record.result) for record in records if record.result is not None}
+        assert {id: fence for id, fence in told.items() if fence != fences[id]} == {}
         done = {line.id for line in fleet.lines("end")}
         assert set(fences) - set(wrong) - done == set(), "jobs completed that nobody ran"
         if repeated is not None:

@@ -30,7 +30,8 @@ async def behind_proxies(server: RedisServer, workers: Fleet, size: Size) -> Asy
         proxies = [await stack.enter_async_context(Proxy(server.address)) for _ in range(PROCESSES)]
         there = await stack.enter_async_context(office(server.url))
         there.fleet = workers
-        await there.add(size.of(5_000, 600), ms=50)
+        # Long enough that there is work left when the links are well again.
+        await there.add(size.of(5_000, 500), ms=size.of(50, 150))
         await workers.start_all([proxy.url for proxy in proxies])
         await there.until_ended(20)
         yield there, proxies
@@ -109,7 +110,7 @@ async def test_two_connections_do_for_fifty_producers_and_a_worker(
     server: RedisServer, workers: Fleet, size: Size
 ) -> None:
     """P22."""
-    each = size.of(100, 10)
+    each = size.of(100, 6)
     async with Proxy(server.address) as proxy:
         store = RedisStore(proxy.url, connections=2)
         async with office(proxy.url, store=store) as there:

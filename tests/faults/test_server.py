@@ -45,14 +45,14 @@ async def test_a_killed_server_loses_nothing(
 ) -> None:
     """P08."""
     times = size.of(3, 2)
+    if loading:
+        await server.grow_log()
     async with at_work(server, workers, size) as there:
         for n in range(1, times + 1):
             await there.until_ended(len(there.ids) * n // (times + 2))
             server.kill()
             await anyio.sleep(2 * SECOND if size.full else dice.random())
             await server.start(load_delay_us=100 if loading else 0)
-            if loading:
-                await until(server.is_loading)
             await until(server.is_up)
             assert await there.ended() < len(there.ids), "nothing was left to do"
         await finish(there, workers, server)

@@ -36,7 +36,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
 async def test_all_stopped_in_mid_work_repeat_nothing(url: str, workers: Fleet, size: Size) -> None:
     """P13."""
     async with office(url) as there:
-        await there.add(size.of(1_000, 150), ms=200)
+        await there.add(size.of(1_000, 120), ms=200)
         for _ in range(3):
             await workers.start_all([url] * PROCESSES)
             before = workers.starts().total()

@@ -1,12 +1,15 @@
 """Waiting for a condition, under a deadline."""
 
 import inspect
+import os
 from collections.abc import Awaitable, Callable
 from typing import Final
 
 import anyio
 
-PATIENCE: Final = 60.0
+SEEDS: Final = os.environ.get("WORKERS_TEST_FAULT_SEEDS", "").split()
+"""The seeds to run tests of chance with; given ones ask for the full size."""
+PATIENCE: Final = 300.0 if SEEDS else 60.0
 """Seconds after which something that should have happened counts as not happening; far more than it needs."""
 
 

@@ -61,8 +61,8 @@ class Laborer:
         self.diary = diary
 
     @process(NAME)
-    async def work(self, job: Job[Task]) -> str:
-        """Do what the task says."""
+    async def work(self, job: Job[Task]) -> int:
+        """Do what the task says, and return the fence of the run."""
         self.diary.note("start", job.id, job.fence)
         task = job.data
         if task.kill:
@@ -75,7 +75,7 @@ class Laborer:
         if task.fail:
             raise UnrecoverableError("as it was told")
         self.diary.note("end", job.id, job.fence)
-        return job.id
+        return job.fence
 
 
 def main(name: str, folder: str, settings: Mapping[str, Any]) -> None:
