@@ -23,9 +23,11 @@ SECOND = 1.0
 
 @asynccontextmanager
 async def at_work(server: RedisServer, workers: Fleet, size: Size) -> AsyncGenerator[Office]:
-    """Give an office with a backlog of jobs that take 50 ms, and workers in the midst of it."""
+    """Give an office with a backlog, and workers in the midst of it: half of them run jobs that outlast a lease."""
     async with office(server.url) as there:
         there.fleet = workers
+        long = Task(ms=int(1_000 * (size.past_lease_s + SECOND)))
+        await there.add_tasks([long, Task(ms=50)] * (PROCESSES * SLOTS // 2))
         await there.add(size.of(5_000, 500), ms=50)
         await workers.start_all([server.url] * PROCESSES)
         await there.until_ended(20)
