@@ -123,6 +123,15 @@ async def test_a_frozen_proxy_takes_all_and_forwards_it_later(proxy: Proxy, line
         assert await line.read_response() == b"PONG"
 
 
+async def test_a_slow_link_is_slow_in_the_directions_asked_for(proxy: Proxy, line: Connection) -> None:
+    proxy.delay(0.05, "replies")
+    before = anyio.current_time()
+    assert await ask(line, "PING") == b"PONG"
+    assert anyio.current_time() - before >= 0.05
+    await proxy.heal()
+    assert await ask(line, "PING") == b"PONG"
+
+
 async def test_a_cut_within_a_command_leaves_it_undone(proxy: Proxy, line: Connection, server: RedisServer) -> None:
     proxy.cut_after(10, "requests")
     with pytest.raises(Cut):

@@ -5,15 +5,19 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
 import anyio
+import anyio.to_thread
 import pytest
 
 from tests.faults.conftest import Size
 from tests.faults.fleet import SLOTS, Fleet
-from tests.faults.launcher import RedisServer
+from tests.faults.launcher import RedisServer, launched
 from tests.faults.office import Office, office
+from tests.faults.proxy import Proxy
 from tests.faults.waiting import until
-from tests.faults.worker import NAME, Task
-from workers_module import StoreFullError
+from tests.faults.worker import NAME, QUEUE, Task
+from tests.store.helpers import step
+from workers_module import StoreFullError, StoreUnavailableError
+from workers_module.store.base import Claimed, Renewer
 
 pytestmark = pytest.mark.redis
 
@@ -76,6 +80,30 @@ async def test_a_failover_with_healthy_links_repeats_nothing(server: RedisServer
         await there.queue.add(NAME, Task(), job_id="after")
         there.ids.append("after")
         await finish(there, workers, server)
+
+
+async def test_a_demoted_server_is_left_for_the_one_that_its_name_leads_to_now(server: RedisServer) -> None:
+    with launched() as promoted:
+        async with Proxy(server.address) as name, office(name.url) as there:
+            await there.add(1)
+            (job,) = (await there.store.step(step(1))).jobs
+            renewer = there.store.renewer()
+            assert await answers(renewer, job)
+            async with server.demoted():
+                name.target = promoted.address
+                await there.queue.add(NAME, Task(), job_id="after")
+                await until(lambda: answers(renewer, job))
+                assert await there.numbers() == {"waiting": 1}
+            renewer.close()
+
+
+async def answers(renewer: Renewer, job: Claimed) -> bool:
+    """Whether leases can be renewed, or be told to be lost."""
+    try:
+        await anyio.to_thread.run_sync(renewer.renew, QUEUE, [job.held], 1_000)
+    except StoreUnavailableError:
+        return False
+    return True
 
 
 async def test_forgotten_scripts_are_noticed_by_nobody(

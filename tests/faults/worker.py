@@ -52,6 +52,10 @@ class Diary:
         """Append a line."""
         self._file.write(f"{' '.join(map(str, words))}\n".encode())
 
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
 
 @processor(QUEUE)
 class Laborer:

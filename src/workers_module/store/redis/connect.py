@@ -214,6 +214,7 @@ class Link:
             raise CutOffError(f"{self._address.place}: the call was interrupted")
         connection = self._connection
         replies: list[Any] = []
+        demoted = False
         try:
             packed = [pack(command) for command in commands]
             async with asyncio.timeout(seconds) as self._limit:
@@ -223,6 +224,7 @@ class Link:
                         replies.append(await connection.read_response(disable_decoding=True, disconnect_on_error=False))
                     except _ERROR_REPLIES as error:
                         replies.append(error)
+                        demoted = demoted or isinstance(error, raised.ReadOnlyError)
         except (raised.RedisError, OSError, TimeoutError) as error:
             await self.drop()
             text = str(error) or "no reply in time"
@@ -232,6 +234,9 @@ class Link:
             raise
         finally:
             self._limit = None
+        if demoted:
+            # Its name may lead to the new primary by now, while this connection is as healthy as ever.
+            await self.drop()
         return replies
 
     async def drop(self) -> None:

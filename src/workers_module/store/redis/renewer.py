@@ -54,6 +54,9 @@ class RedisRenewer:
                 except raised.NoScriptError:
                     return read_renewal(self._ask(_RENEW.whole(command)))
             except raised.ResponseError as error:
+                if isinstance(error, raised.ReadOnlyError):
+                    # As in `Link.ask`: its name may lead elsewhere by now.
+                    self._drop()
                 raise translate(error, self._address.place) from error
             except (raised.RedisError, OSError, ValueError) as error:
                 self._drop()
