@@ -10,7 +10,7 @@ ARGS ?=
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-slow soak check format format-check lint types contracts bench clean
+.PHONY: help demo test test-all test-slow faults soak check format format-check lint types contracts bench clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,6 +49,12 @@ test-all: ## run the tests under every Python found
 
 test-slow: $(VENV)/.installed-test ## run the long tests, which "test" leaves out
 	WORKERS_TEST_FULL=1 $(BIN)/python -m pytest -m slow $(ARGS)
+
+# Seeds of the fault tests; a failure names the one to repeat.
+SEEDS ?= 1 2 3
+
+faults: $(VENV)/.installed-test ## kill, freeze and cut off servers and workers, at full size (SEEDS="1 2 3")
+	WORKERS_TEST_FAULT_SEEDS="$(SEEDS)" $(BIN)/python -m pytest tests/faults $(ARGS)
 
 soak: test-slow
 

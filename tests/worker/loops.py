@@ -123,9 +123,9 @@ class Desk:
             consumer.stop(anyio.current_time() + grace)
 
     @asynccontextmanager
-    async def at_work(self, grace: float = PATIENCE) -> AsyncGenerator["Desk"]:
-        """Run all meanwhile; at the end they stop, which must be over soon."""
-        with anyio.fail_after(3 * PATIENCE):
+    async def at_work(self, grace: float = PATIENCE, *, patience: float = 3 * PATIENCE) -> AsyncGenerator["Desk"]:
+        """Run all meanwhile; at the end they stop, and all that must be over soon."""
+        with anyio.fail_after(patience):
             async with anyio.create_task_group() as group:
                 for consumer in self.consumers:
                     group.start_soon(consumer.run)

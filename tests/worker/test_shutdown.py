@@ -1,13 +1,7 @@
 """Stopping: in time whatever jobs and store do, nothing left active, nothing that finished run again."""
 
 import asyncio
-import os
-import signal
-import sys
 import time
-from collections import Counter
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import anyio
@@ -18,7 +12,6 @@ from tests.worker.loops import (
     Desk,
     Q,
     Unreliable,
-    all_ended,
     jobs,
     numbered,
     queue_plan,
@@ -31,7 +24,6 @@ from workers_module.errors import StoreUnavailableError
 from workers_module.job.job import Job
 from workers_module.job.state import JobState
 from workers_module.store.base import Step, StepReply, Store
-from workers_module.store.sqlite.store import SqliteStore
 from workers_module.worker.context import JobContext
 
 MARGIN_S = 3.0
@@ -196,111 +188,3 @@ class TestWithoutTheStore:
 
 def _others() -> set[asyncio.Task[Any]]:
     return {task for task in asyncio.all_tasks() if "_execute" in repr(task.get_coro())}
-
-
-class Processes:
-    """Real worker processes on one SQLite file; their runs are lines in another file."""
-
-    def __init__(self, folder: Path) -> None:
-        self.file = folder / "jobs.db"
-        self.runs_file = folder / "runs.txt"
-        self.running: list[asyncio.subprocess.Process] = []
-
-    async def start(self, *arguments: str) -> asyncio.subprocess.Process:
-        script = Path(__file__).with_name("worker_process.py")
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, str(script), str(self.file), str(self.runs_file), *arguments, stdout=asyncio.subprocess.PIPE
-        )
-        self.running.append(process)
-        assert process.stdout is not None
-        with anyio.fail_after(3 * PATIENCE):
-            assert await process.stdout.readline() == b"ready\n"
-        return process
-
-    async def stop(self, process: asyncio.subprocess.Process, *, within: float) -> int:
-        """Send SIGTERM; the exit code, which must come in time."""
-        process.send_signal(signal.SIGTERM)
-        with anyio.fail_after(within):
-            return await process.wait()
-
-    def runs(self) -> Counter[str]:
-        return Counter(self.runs_file.read_text().split()) if self.runs_file.exists() else Counter()
-
-    def more_than(self, count: int) -> bool:
-        return sum(self.runs().values()) > count
-
-    async def kill(self) -> None:
-        for process in self.running:
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
-            # Lets the pipe's transport close before the loop does.
-            await asyncio.sleep(0)
-
-
-@pytest.fixture
-async def processes(tmp_path: Path) -> Any:
-    made = Processes(tmp_path)
-    yield made
-    await made.kill()
-
-
-@pytest.fixture
-async def file_store(processes: Processes) -> Any:
-    store = SqliteStore(processes.file)
-    await store.open()
-    yield store
-    assert await store.verify(Q) == []
-    await store.close()
-
-
-@pytest.mark.sqlite
-@pytest.mark.skipif(os.name == "nt", reason="SIGTERM is not a request there")
-class TestProcesses:
-    async def test_all_stopped_in_mid_work_three_times(self, processes: Processes, file_store: Store) -> None:
-        """P13."""
-        await file_store.add(numbered(400))
-        for _ in range(3):
-            workers = [await processes.start("200", "25000") for _ in range(2)]
-            before = sum(processes.runs().values())
-            await until(partial(processes.more_than, before + 8))
-            codes = await _gather(processes, workers, within=PATIENCE)
-            assert codes == [0, 0]
-            assert "active" not in await states(file_store)
-        done = await states(file_store)
-        assert done["completed"] == len(processes.runs())
-        assert set(processes.runs().values()) == {1}
-        workers = [await processes.start("1", "25000") for _ in range(2)]
-        await until(lambda: all_ended(file_store))
-        await _gather(processes, workers, within=PATIENCE)
-        assert await states(file_store) == {"completed": 400}
-        assert processes.runs() == Counter(f"j{n}" for n in range(400))
-
-    async def test_a_job_that_never_ends(self, processes: Processes, file_store: Store) -> None:
-        """P14."""
-        await file_store.add(jobs("a"))
-        worker = await processes.start("3600000", "500")
-        await until(processes.runs)
-        assert await processes.stop(worker, within=0.5 + MARGIN_S) == 0
-        assert await states(file_store) == {"waiting": 1}
-
-    async def test_an_idle_process(self, processes: Processes, file_store: Store) -> None:
-        """P14."""
-        worker = await processes.start("1", "25000")
-        assert await processes.stop(worker, within=1 + 1) == 0
-
-    async def test_a_killed_process_loses_nothing(self, processes: Processes, file_store: Store) -> None:
-        await file_store.add(numbered(30))
-        worker = await processes.start("100", "25000", "lease=1000")
-        await until(lambda: len(processes.runs()) > 10)
-        worker.kill()
-        await worker.wait()
-        other = await processes.start("1", "25000", "lease=1000")
-        await until(lambda: all_ended(file_store))
-        await processes.stop(other, within=PATIENCE)
-        assert await states(file_store) == {"completed": 30}
-        assert max(processes.runs().values()) <= 2
-
-
-async def _gather(processes: Processes, workers: list[Any], *, within: float) -> list[int]:
-    return list(await asyncio.gather(*(processes.stop(worker, within=within) for worker in workers)))

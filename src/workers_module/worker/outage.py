@@ -16,7 +16,8 @@ WAITED_OUT: Final = (StoreUnavailableError, StoreFullError, StoreOutcomeUnknownE
 """What passes by itself, and what loops may repeat, because their calls carry a token or an id."""
 
 _FIRST_S: Final = 0.05
-_LONGEST_S: Final = 2.0
+_LONGEST_S: Final = 1.0
+"""The first job runs within a second of the store's return."""
 _WHEN_FULL_S: Final = 1.0
 
 _log = logging.getLogger(__name__)

@@ -9,6 +9,7 @@ import anyio
 import pytest
 import redis.asyncio
 from anyio.abc import TaskGroup
+from redis._parsers.base import BaseParser
 
 from tests.servers import Server, redis_server
 from tests.store.helpers import PATIENCE, Q, add, claim, claim_one, complete, ids_of, listening, numbers, spec, step
@@ -25,7 +26,7 @@ from workers_module.job.events import Event
 from workers_module.store.base import StepReply, Store
 from workers_module.store.redis.address import Address
 from workers_module.store.redis.connect import Link
-from workers_module.store.redis.faults import CutOffError
+from workers_module.store.redis.faults import CutOffError, translate
 from workers_module.store.redis.scripts import Command
 from workers_module.store.redis.store import RedisStore
 
@@ -137,6 +138,32 @@ def test_a_place_shows_no_password() -> None:
 
 
 # --- at work ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("reply", "kind"),
+    [
+        ("LOADING Redis is loading the dataset in memory", StoreUnavailableError),
+        ("READONLY You can't write against a read only replica. script: 0a, on @user_script:1.", StoreUnavailableError),
+        ("MASTERDOWN Link with MASTER is down and replica-serve-stale-data is set to 'no'.", StoreUnavailableError),
+        ("CLUSTERDOWN The cluster is down", StoreUnavailableError),
+        ("TRYAGAIN Multiple keys request during rehashing of slot", StoreUnavailableError),
+        ("MOVED 3999 127.0.0.1:6381", StoreUnavailableError),
+        ("ASK 3999 127.0.0.1:6381", StoreUnavailableError),
+        ("BUSY Redis is busy running a script.", StoreUnavailableError),
+        ("UNBLOCKED force unblock from blocking operation", StoreUnavailableError),
+        ("ERR max number of clients reached", StoreUnavailableError),
+        ("OOM command not allowed when used memory > 'maxmemory'.", StoreFullError),
+        ("MISCONF Redis is configured to save RDB snapshots, but it's currently unable to persist", StoreFullError),
+        ("NOREPLICAS Not enough good replicas to write.", StoreFullError),
+        ("NOAUTH Authentication required.", StoreDeniedError),
+        ("NOPERM this user has no permissions to run the 'evalsha' command", StoreDeniedError),
+        ("WRONGTYPE Operation against a key holding the wrong kind of value", StoreError),
+    ],
+)
+def test_what_a_server_answers_is_told_by_who_must_act(reply: str, kind: type[Exception]) -> None:
+    error = BaseParser.parse_error(reply)  # type: ignore[no-untyped-call]
+    assert type(translate(error, "here")) is kind
 
 
 async def test_forgotten_scripts_are_sent_again(store: RedisStore, root: Callable[..., Awaitable[Any]]) -> None:

@@ -65,8 +65,11 @@ class Link:
     @property
     def fresh(self) -> bool:
         """Whether the connection is still open as far as can be seen from here."""
-        reader = self._connection._reader
-        return self._connection.is_connected and reader is not None and not reader.at_eof()
+        reader, writer = self._connection._reader, self._connection._writer
+        if not self._connection.is_connected or reader is None or writer is None:
+            return False
+        # A reset is no end of the stream; and writing to what is closed fails in ways of asyncio's own.
+        return not reader.at_eof() and reader.exception() is None and not writer.is_closing()
 
     async def connect(self) -> None:
         """Connect, if need be.
@@ -88,6 +91,8 @@ class Link:
         except BaseException:
             await self.drop()
             raise
+        if not self.fresh:
+            raise StoreUnavailableError(f"{self._place}: the connection was lost as soon as it was made")
         self._used = now
 
     async def _answers(self) -> bool:
@@ -120,7 +125,7 @@ class Link:
                 await connection.send_packed_command(packed, check_health=False)
                 for _ in commands:
                     try:
-                        replies.append(await connection.read_response(disable_decoding=True))
+                        replies.append(await connection.read_response(disable_decoding=True, disconnect_on_error=False))
                     except REPLIES as error:
                         replies.append(error)
                         if not connection.is_connected and len(replies) < len(commands):
