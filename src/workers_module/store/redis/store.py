@@ -143,7 +143,7 @@ class RedisStore:
 
     Delivery, leases and slots go by the server's clock.
 
-    On a cluster all keys of a queue must lie in one slot: braces in the prefix (``{bull}``) put all queues into one, and
+    On a cluster all keys of a queue must lie in one slot: braces in the prefix (``{bull}``) put all queues into one and
     flows across queues work; braces in a queue's name (``{mail}``) put each into its own.
 
     Args:
