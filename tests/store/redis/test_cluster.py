@@ -233,12 +233,16 @@ async def test_a_server_that_is_no_cluster_is_refused() -> None:
             await store.open()
 
 
+async def hold(held: threading.Event) -> None:
+    await anyio.to_thread.run_sync(held.wait)
+
+
 async def test_handlers_that_hold_all_threads_do_not_hold_the_store(ports: list[int]) -> None:
     held = threading.Event()
     store = open_store(f"redis+cluster://127.0.0.1:{ports[0]}", prefix="{wm}")
     async with anyio.create_task_group() as group:
         for _ in range(int(anyio.to_thread.current_default_thread_limiter().total_tokens)):
-            group.start_soon(anyio.to_thread.run_sync, held.wait)
+            group.start_soon(hold, held)
         await anyio.lowlevel.checkpoint()
         try:
             with anyio.fail_after(PATIENCE):
