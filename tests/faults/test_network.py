@@ -18,6 +18,7 @@ from tests.faults.proxy import Ending, Proxy
 from tests.faults.waiting import until
 from tests.faults.worker import NAME, Diary, Laborer, Task
 from workers_module import Store, WorkersModule, WorkersSettings, run_workers
+from workers_module.store.redis.connect import Link
 from workers_module.store.redis.store import RedisStore
 
 pytestmark = pytest.mark.redis
@@ -81,7 +82,7 @@ async def test_an_idle_connection_that_was_cut_is_made_anew_unnoticed(server: Re
             await there.queue.add(NAME, Task(), job_id=f"j{n}")
             assert proxy.cut(how)
             # Until both ends have heard of it.
-            await until(lambda: all(not link.fresh for link in cast("Any", there.store)._links._idle))
+            await until(lambda: not any(link.fresh for link in idle_links(there)))
             assert await there.numbers() == {"waiting": n + 1}
 
 
@@ -154,3 +155,8 @@ async def working_here(store: Store, url: str, folder: Path) -> AsyncGenerator[N
         container = make_async_container(WorkersModule.for_root(settings, processors=[Laborer]), own)
         async with run_workers(container, close_container=True):
             yield
+
+
+def idle_links(there: Office) -> list[Link]:
+    servers = cast("Any", there.store)._open_servers()
+    return [link for links in servers._links.values() for link in links._idle]

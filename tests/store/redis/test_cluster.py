@@ -4,6 +4,7 @@ The suite of all stores runs on a cluster too, among the long tests; there all k
 """
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Iterator
 from uuid import uuid4
 
@@ -230,6 +231,25 @@ async def test_a_server_that_is_no_cluster_is_refused() -> None:
         store = open_store(f"redis+cluster://127.0.0.1:{port}")
         with pytest.raises(ConfigurationError, match=f"{port} is no node of a cluster; write redis://"):
             await store.open()
+
+
+async def hold(held: threading.Event) -> None:
+    await anyio.to_thread.run_sync(held.wait)
+
+
+async def test_handlers_that_hold_all_threads_do_not_hold_the_store(ports: list[int]) -> None:
+    held = threading.Event()
+    store = open_store(f"redis+cluster://127.0.0.1:{ports[0]}", prefix="{wm}")
+    async with anyio.create_task_group() as group:
+        for _ in range(int(anyio.to_thread.current_default_thread_limiter().total_tokens)):
+            group.start_soon(hold, held)
+        await anyio.lowlevel.checkpoint()
+        try:
+            with anyio.fail_after(PATIENCE):
+                await store.open()
+        finally:
+            held.set()
+    await store.close()
 
 
 # --- a slot on its way ------------------------------------------------------------------------------------------------

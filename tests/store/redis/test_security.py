@@ -230,9 +230,9 @@ async def everything(store: Store) -> None:
     assert await store.lease("lock", "ada", 1_000) is not None
     assert len(await store.locks()) == 1
     await store.worker(
-        Beat(WorkerInfo(id="w", host="h", pid=1, version="1", started=now, queues=(Q,), seen=now), 9_000)
+        Beat(WorkerInfo(id="ada", host="h", pid=1, version="1", started=now, queues=(Q,), seen=now), 9_000)
     )
-    assert [worker.id for worker in await store.workers()] == ["w"]
+    assert [worker.id for worker in await store.workers()] == ["ada"]
     assert await store.queues() == [Q]
     await store.metrics(Q)
     records = (await store.page(Q, list(JobState), limit=100)).items

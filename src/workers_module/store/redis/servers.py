@@ -9,7 +9,7 @@ import anyio
 from redis import exceptions as raised
 
 from workers_module.errors import StoreError, StoreUnavailableError
-from workers_module.store.redis.address import Address
+from workers_module.store.redis.address import Address, Target
 from workers_module.store.redis.connect import Links
 from workers_module.store.redis.faults import CutOffError, is_elsewhere, translate
 from workers_module.store.redis.layout import Layout
@@ -38,8 +38,10 @@ class Servers:
         self._layout = layout
         self._most = most
         self._replicas = replicas
-        self._links: dict[object, Links] = {}
+        self._links: dict[Target, Links] = {}
         self._doubted: int | None = None if layout.known else layout.version
+        # The threads that others share may all be taken by handlers.
+        self._asking = anyio.CapacityLimiter(1)
         self.pid = os.getpid()
         self.closed = False
 
@@ -83,12 +85,13 @@ class Servers:
         """Ask the servers who is who, unless somebody else has."""
         seen = self._doubted
         if seen is not None and seen == self._layout.version:
-            await anyio.to_thread.run_sync(self._layout.learn, seen, abandon_on_cancel=True)
+            await anyio.to_thread.run_sync(self._layout.learn, seen, abandon_on_cancel=True, limiter=self._asking)
         if self._doubted == seen:
             self._doubted = None
         there = set(self._layout.targets())
-        for target in [target for target in self._links if target not in there]:
-            await self._links.pop(target).retire()
+        gone = [self._links.pop(target) for target in list(self._links) if target not in there]
+        for links in gone:
+            await links.retire()
 
     # asking
 
