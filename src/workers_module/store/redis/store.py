@@ -782,7 +782,9 @@ class RedisStore:
         links = self._open_links()
         (reply,) = await links.run([("CLIENT", "LIST", "TYPE", "normal")])
         # Without the right to list clients, ours are all that can be told of.
-        return found if isinstance(reply, Exception) else [*found, *node_workers(self._keys, to_text(reply), now, found)]
+        if not isinstance(reply, Exception):
+            found += [*node_workers(self._keys, to_text(reply), now, found)]
+        return found
 
     def events(self, queue: str, *, after: str | None = None) -> AbstractAsyncContextManager[AsyncIterator[EventBatch]]:
         """Follow a queue's events; see `Store.events`. With tags the order holds among jobs with the same tags."""
