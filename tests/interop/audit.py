@@ -133,10 +133,20 @@ class _Look:
         self.client: Any = client
         self.prefix = prefix
         keys = cast("Iterable[str]", client.scan_iter(match=f"{prefix}:*", count=1_000))
-        found = {key: self.client.type(key) for key in keys}
+        found = dict(zip(names := [*keys], self.many("type", names), strict=True))
         # What runs out may do so between two looks.
         self.types: dict[str, str] = {key: kind for key, kind in found.items() if kind != "none"}
         self.jobs: set[str] = set()
+        hashes = [key for key, kind in self.types.items() if kind == "hash"]
+        self.hashes: dict[str, dict[str, str]] = dict(zip(hashes, self.many("hgetall", hashes), strict=True))
+
+    def many(self, command: str, keys: list[str]) -> list[Any]:
+        """Ask the same of many keys in one go."""
+        pipe = self.client.pipeline(transaction=False)
+        for key in keys:
+            getattr(pipe, command)(key)
+        answers: list[Any] = pipe.execute()
+        return answers
 
     def all(self) -> Iterable[str]:
         queues: dict[str, dict[str, str]] = {}
@@ -148,8 +158,8 @@ class _Look:
                 continue
             queue, _, suffix = rest.partition(":")
             queues.setdefault(queue, {})[suffix] = kind
-        for queue in queues:
-            for suffix, kind in queues[queue].items():
+        for queue, suffixes in queues.items():
+            for suffix, kind in suffixes.items():
                 yield from self.key(queue, suffix, kind)
         for queue in queues:
             yield from self.queue(queue)
@@ -180,7 +190,7 @@ class _Look:
             yield f"{key}: a {kind}, not a {wanted}"
 
     def definition(self, queue: str, id: str, key: str) -> Iterable[str]:
-        fields: dict[str, str] = self.client.hgetall(key)
+        fields = self.hashes[key]
         for field in fields.keys() - DEFINITION:
             yield f"{key}: unknown field {field}"
         if ("pattern" in fields) == ("every" in fields):
@@ -215,7 +225,7 @@ class _Look:
         for job in sorted(self.jobs):
             place, id = self.split(job)
             if place == queue:
-                yield from self.job(job, id, listed.get(id))
+                yield from self.job(job, listed.get(id))
         yield from self.stream(queue)
         active = {id for id, state in listed.items() if state == "active"}
         for key in self.types:
@@ -233,10 +243,10 @@ class _Look:
         queue, _, id = key[len(self.prefix) + 1 :].partition(":")
         return queue, id
 
-    def job(self, key: str, id: str, state: str | None) -> Iterable[str]:
+    def job(self, key: str, state: str | None) -> Iterable[str]:
         if state is None:
             yield f"{key}: a job in no state"
-        fields: dict[str, str] = self.client.hgetall(key)
+        fields = self.hashes[key]
         for needed in ("name", "data", "opts", "timestamp"):
             if needed not in fields:
                 yield f"{key}: no field {needed}"
@@ -268,7 +278,7 @@ class _Look:
             if part in JOB_KEYS and suffix not in QUEUE_KEYS and owner not in self.jobs and part != "lock":
                 yield f"{key}: of a job that is gone"
             if part == "processed" and kind == "hash" and suffix not in QUEUE_KEYS:
-                for child, value in self.client.hgetall(key).items():
+                for child, value in self.hashes[key].items():
                     if not is_json(value):
                         yield f"{key}: the result of {child} is no JSON"
             if part == "dependencies":

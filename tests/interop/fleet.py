@@ -37,7 +37,8 @@ async def main(url: str, prefix: str) -> None:
     """Work until killed."""
     keep = {"retention": {"completed": {"age": "none", "count": "none"}, "failed": {"age": "none", "count": "none"}}}
     async with Place(url, prefix).working(consumer("mail", handle, concurrency=20), settings=keep, **FAST):
-        print("ready", flush=True)
+        sys.stdout.write("ready\n")
+        sys.stdout.flush()
         await asyncio.Event().wait()
 
 

@@ -22,7 +22,7 @@ from tests.servers import Server
 HERE = Path(__file__).parent
 PACKAGES = HERE / "package.json"
 CACHE = HERE.parents[1] / ".cache" / "interop"
-PATIENCE = 20.0
+PATIENCE = 60.0
 """Seconds any one answer of Node may take."""
 _LINE_LIMIT = 64 * 1024 * 1024
 

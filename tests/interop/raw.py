@@ -11,7 +11,7 @@ import redis.asyncio
 
 T = TypeVar("T")
 
-DEADLINE = 20.0
+DEADLINE = 60.0
 """Seconds until a condition must hold."""
 
 
@@ -107,7 +107,10 @@ async def _sleepers(raw: Raw, queue: str) -> int:
     name = f"{raw.prefix}:{b64encode(queue.encode()).decode()}"
     listing: str | bytes = await raw.send("CLIENT", "LIST")
     text = listing if isinstance(listing, str) else listing.decode()
-    clients = [dict(part.partition("=")[::2] for part in line.split(" ")) for line in text.splitlines()]
+    clients: list[dict[str, str]] = []
+    for line in text.splitlines():
+        pairs = (part.partition("=") for part in line.split(" "))
+        clients.append({field: value for field, _, value in pairs})
     return sum(
         client["cmd"] == "bzpopmin" and client["name"].split(":w:")[0] == name and "b" in client["flags"]
         for client in clients

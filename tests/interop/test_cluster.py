@@ -2,7 +2,7 @@
 
 import socket
 import time
-from collections.abc import AsyncIterator, Generator
+from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -93,10 +93,10 @@ def place_on(ports: list[int], prefix: str) -> Place:
 
 
 @pytest.fixture
-async def make_node(node_server: Server, ports: list[int]) -> AsyncIterator[Any]:
+def make_node(node_server: Server, ports: list[int]) -> Any:
     """Return what connects Node to the cluster under a prefix."""
     url = "redis+cluster://" + ",".join(f"127.0.0.1:{port}" for port in ports)
-    yield partial(connect, node_server, url)
+    return partial(connect, node_server, url)
 
 
 async def echo(job: Job[Any], context: JobContext) -> Any:

@@ -67,11 +67,10 @@ def first_slots(pattern: str, tz: str, start: int) -> list[int]:
     """Return the first slots after an instant."""
     schedule = Schedule.cron(pattern, tz=tz)
     slots: list[int] = []
-    at: int | None = start
     while len(slots) < FIRST:
-        at = schedule.next_slot(at)
-        assert at is not None
-        slots.append(at)
+        slot = schedule.next_slot(slots[-1] if slots else start)
+        assert slot is not None
+        slots.append(slot)
     return slots
 
 

@@ -37,9 +37,9 @@ async def events(raw: Raw) -> list[dict[str, str]]:
     return [{name: value for name, value in one.items() if name != "delay"} for one in await raw.events()]
 
 
-def event(type: str, **fields: str) -> dict[str, str]:
+def event(kind: str, **fields: str) -> dict[str, str]:
     """Return an event."""
-    return {"event": type, **fields}
+    return {"event": kind, **fields}
 
 
 @pytest.mark.scenario(36)

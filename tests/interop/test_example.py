@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from tests.interop.apps import Place
-from tests.interop.audit import Audit
 from tests.interop.peer import HERE, PACKAGES
 from tests.interop.raw import Raw
 
@@ -20,34 +19,33 @@ ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "example_app" / "node"
 
 
-async def test_the_examples_processor_runs_what_a_node_service_adds(
-    place: Place, audit: Audit, raw: Raw, modules: Path, tmp_path: Path
-) -> None:
-    shutil.copy(EXAMPLE / "producer.mjs", tmp_path)
-    (tmp_path / "node_modules").symlink_to(modules / "node_modules")
+def play(folder: Path, modules: Path, place: Place) -> tuple[list[str], str]:
+    """Run both commands of the README; what the producer says, and what the application says."""
+    shutil.copy(EXAMPLE / "producer.mjs", folder)
+    (folder / "node_modules").symlink_to(modules / "node_modules")
     env = {**os.environ, "QUEUE_URL": place.url, "WORKERS_QUEUE__PREFIX": place.prefix}
-    command = [sys.executable, "-m", "uvicorn", "--factory", "example_app.app:create_app", "--uds", str(tmp_path / "s")]
-    log = tmp_path / "log"
+    command = [sys.executable, "-m", "uvicorn", "--factory", "example_app.app:create_app", "--uds", str(folder / "s")]
+    producer = ["node", "producer.mjs", "grace@example.org", "Grace"]
+    log = folder / "log"
     with log.open("wb") as out:
         server = subprocess.Popen(command, cwd=ROOT, env=env, stdout=out, stderr=out)
     try:
-        done = subprocess.run(
-            ["node", "producer.mjs", "grace@example.org", "Grace"],
-            cwd=tmp_path,
-            env=env,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
+        done = subprocess.run(producer, cwd=folder, env=env, capture_output=True, text=True, timeout=60, check=False)
         assert done.returncode == 0, done.stderr + log.read_text()
-        assert done.stdout.splitlines() == ["welcome #1 added", "sent as <1@shop.example>"]
         server.send_signal(signal.SIGTERM)
         server.wait(30)
     finally:
         server.kill()
         server.wait()
-    assert "email    welcome #1 completed: <1@shop.example> to grace@example.org" in log.read_text()
+    return done.stdout.splitlines(), log.read_text()
+
+
+async def test_the_examples_processor_runs_what_a_node_service_adds(
+    place: Place, raw: Raw, modules: Path, tmp_path: Path
+) -> None:
+    said, log = play(tmp_path, modules, place)
+    assert said == ["welcome #1 added", "sent as <1@shop.example>"]
+    assert "email    welcome #1 completed: <1@shop.example> to grace@example.org" in log
     found = await raw.job("1", "email")
     assert json.loads(found["returnvalue"]) == {"message_id": "<1@shop.example>"}
 

@@ -136,7 +136,7 @@ async def test_ended_jobs_are_kept_alike(
         for n in range(6):
             if n == 5 and keep == {"age": 1}:
                 last = int((await raw.job(ids[-1]))["finishedOn"])
-                await until(lambda: server_ms(raw), lambda now: now > last + 1_000)
+                await until(lambda: server_ms(raw), lambda now, last=last: now > last + 1_000)  # type: ignore[misc]
             if n % 2:
                 ids.append((await py.mail.add("send", n, jobs)).id)
             else:

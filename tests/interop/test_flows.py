@@ -13,7 +13,7 @@ from tests.interop.raw import Raw, until
 from workers_module import Job, JobContext, ParentRef, flow_job
 from workers_module.job.outcome import Completed, Failed, WaitChildren
 from workers_module.job.record import Token
-from workers_module.store.base import Held, SettleCode, Settle, Step
+from workers_module.store.base import Held, Settle, SettleCode, Step
 
 TREE = """
 const leaf = n => ({name: 'part', queueName: 'children', data: n})
@@ -31,7 +31,8 @@ return job.data + values.reduce((sum, value) => sum + value, 0)
 
 async def add_sum(job: Job[Any], context: JobContext) -> int:
     """Return the payload and what the children returned, added up."""
-    return int(job.data) + sum(await context.children_values())
+    values: list[int] = await context.children_values()
+    return int(job.data) + sum(values)
 
 
 @pytest.mark.scenario(38)
@@ -58,7 +59,7 @@ async def test_a_tree_is_worked_on_by_both_sides(
         )
         return tree(await node.run(shape, root=root))
 
-    full = ("whole", [("middle", [("part", []), ("part", [])]), ("part", [])])
+    full: Any = ("whole", [("middle", [("part", []), ("part", [])]), ("part", [])])
     assert await seen_by_node() == full
     async with AsyncExitStack() as stack:
         if parents == "py":

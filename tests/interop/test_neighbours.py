@@ -135,7 +135,8 @@ async def test_producers_of_bullmq_5_are_served(py: App, node: Node, place: Plac
               await t.five.add('later', {n: 2}, {delay: 50}),
               await t.five.add('prior', {n: 3}, {priority: 4}),
               await t.five.add('own', {n: 4}, {jobId: 'own-4'}),
-              ...(await t.five.addBulk([{name: 'bulk', data: {n: 5}}, {name: 'bulk', data: {n: 6}, opts: {lifo: true}}])),
+              ...(await t.five.addBulk([{name: 'bulk', data: {n: 5}},
+                {name: 'bulk', data: {n: 6}, opts: {lifo: true}}])),
               await t.five.add('once', {n: 7}, {deduplication: {id: 'k', ttl: 60000}}),
             ]
             const values = await Promise.all(jobs.map(job => job.waitUntilFinished(t.heard, 10000)))
@@ -160,8 +161,8 @@ async def test_producers_of_bullmq_5_are_served(py: App, node: Node, place: Plac
 async def test_workers_of_bullmq_5_run_our_jobs(py: App, node: Node, raw: Raw) -> None:
     await node.run(
         "const five = t.require('bullmq5');"
-        "t.keep(new five.Worker('mail', async job => { if (job.name === 'bad') throw new Error('no'); return job.data },"
-        " t.options))"
+        "const run = async job => { if (job.name === 'bad') throw new Error('no'); return job.data };"
+        "t.keep(new five.Worker('mail', run, t.options))"
     )
     handles = [
         await py.mail.add("plain", {"n": 1}),

@@ -2,6 +2,7 @@
 
 import json
 from contextlib import AsyncExitStack
+from itertools import pairwise
 from typing import Any
 
 import anyio
@@ -52,7 +53,7 @@ async def test_both_sides_keep_one_interval_going(py: App, node: Node, place: Pl
     ids = sorted(await raw.ids("completed"), key=slot)
     [following] = [*await slot_jobs(raw, "delayed"), *await slot_jobs(raw, "prioritized")]
     slots = [slot(id) for id in (*ids, following)]
-    gaps = [later - first for first, later in zip(slots, slots[1:], strict=False)]
+    gaps = [later - first for first, later in pairwise(slots)]
     # A machine that is busy for longer than that leaves slots out; it never moves one.
     assert all(gap > 0 and gap % 100 == 0 for gap in gaps), gaps
     jobs = [await raw.job(id) for id in (*ids, following)]

@@ -17,10 +17,21 @@ from tests.interop.apps import App, Place, consumer
 from tests.interop.fleet import FAST, FAST_NODE, HANDLER, handle
 from tests.interop.peer import Node, connect, node_process
 from tests.interop.raw import Raw, until
+from workers_module import JobOptions, StoreUnavailableError
 
 ROOT = Path(__file__).parents[2]
 FULL = bool(os.environ.get("WORKERS_TEST_FULL"))
 KEEP = {"retention": {"completed": {"age": "none", "count": "none"}, "failed": {"age": "none", "count": "none"}}}
+
+
+def options(n: int, backoff: dict[str, Any]) -> JobOptions:
+    """Return the options of a job; the same are written in JavaScript below."""
+    given = JobOptions(attempts=3, backoff=backoff)
+    if n % 7 == 0:
+        given["delay"] = "200ms"
+    if n % 11 == 0:
+        given["priority"] = 5
+    return given
 
 
 async def add_all(py: App, node: Node, count: int) -> None:
@@ -28,22 +39,7 @@ async def add_all(py: App, node: Node, count: int) -> None:
     backoff = {"type": "fixed", "delay": 30}
     for start in range(1, count + 1, 500):
         numbers = range(start, min(start + 500, count + 1))
-        ours = [n for n in numbers if n % 2]
-        await py.mail.add_many(
-            [
-                (
-                    "send",
-                    n,
-                    {
-                        "attempts": 3,
-                        "backoff": backoff,
-                        **({"delay": "200ms"} if n % 7 == 0 else {}),
-                        **({"priority": 5} if n % 11 == 0 else {}),
-                    },
-                )
-                for n in ours
-            ]
-        )
+        await py.mail.add_many([("send", n, options(n, backoff)) for n in numbers if n % 2])
         await node.run(
             "await t.queue().addBulk(numbers.map(n => ({name: 'send', data: n, opts: {attempts: 3, backoff,"
             " ...(n % 7 === 0 && {delay: 200}), ...(n % 11 === 0 && {priority: 5})}})))",
@@ -75,20 +71,29 @@ def is_over(py: App, count: int) -> Any:
     """Return what asks whether all have ended."""
 
     async def probe() -> bool:
-        counts = await py.inspector.counts("mail")
+        try:
+            counts = await py.inspector.counts("mail")
+        except StoreUnavailableError:
+            # Our own connections are cut, too.
+            return False
         return counts.completed + counts.failed == count
 
     return probe
 
 
+def start(place: Place) -> "subprocess.Popen[str]":
+    """Start a worker of ours in a process of its own; it writes a line when it works."""
+    command = [sys.executable, "-m", "tests.interop.fleet", place.url, place.prefix]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+
+
 async def soak(py: App, node: Node, place: Place, raw: Raw, modules: Path, count: int, kills: int) -> None:
     await raw("HSET", "meta", "opts.maxLenEvents", 100 * count)
-    command = [sys.executable, "-m", "tests.interop.fleet", place.url, place.prefix]
     chance = random.Random(54)
     async with anyio.create_task_group() as group:
         group.start_soon(add_all, py, node, count)
         for _ in range(kills):
-            process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+            process = start(place)
             assert process.stdout is not None
             try:
                 with node_process(modules) as server:
@@ -101,7 +106,7 @@ async def soak(py: App, node: Node, place: Place, raw: Raw, modules: Path, count
                         ended = is_over(py, count)
 
                         async def far_enough(goal: int = goal, ended: Any = ended) -> bool:
-                            return await raw("ZCARD", "completed") >= goal or await ended()
+                            return bool(await raw("ZCARD", "completed") >= goal or await ended())
 
                         await until(far_enough)
                         process.kill()
@@ -116,7 +121,7 @@ async def soak(py: App, node: Node, place: Place, raw: Raw, modules: Path, count
             before = await py.inspector.counts("mail")
 
             async def goes_on(before: Any = before) -> bool:
-                return await py.inspector.counts("mail") != before
+                return bool(await py.inspector.counts("mail") != before)
 
             await until(goes_on)
         await node.run("await t.last.close()")

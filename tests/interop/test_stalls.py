@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Generator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,7 @@ async def test_a_mixed_fleet_checks_once_an_interval(place: Place, node: Node, r
         await py.mail.add("send", {})
         await until(look, lambda seen: len(seen) == 6)
     # Node's part of a millisecond is cut off where ours is the server's.
-    assert min(after - before for before, after in zip(checks, checks[1:], strict=False)) >= 295
+    assert min(after - before for before, after in pairwise(checks)) >= 295
 
 
 async def abandon_here(py: App) -> str:
@@ -173,7 +174,7 @@ async def test_our_long_job_is_never_taken_by_node(py: App, node: Node, place: P
         await node.work("mail", "return 'theirs'", **FAST_NODE)
         assert await handle_of.result() == "ours"
     assert min(leases) > 0
-    assert any(after > before for before, after in zip(leases, leases[1:], strict=False))
+    assert any(after > before for before, after in pairwise(leases))
     assert await raw.story(handle_of.id) == ["added", "waiting", "active<waiting", "completed<active"]
 
 

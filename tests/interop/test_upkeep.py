@@ -8,7 +8,7 @@ from tests.interop.apps import App
 from tests.interop.peer import Node, NodeError
 from tests.interop.raw import Raw
 from workers_module import IllegalMoveError, JobNotFoundError, flow_job
-from workers_module.job.outcome import Completed, Failed
+from workers_module.job.outcome import Completed, Failed, Outcome
 from workers_module.job.record import Token
 from workers_module.store.base import EditResult, Held, JobPatch, Settle, Step
 
@@ -44,7 +44,8 @@ async def ours_in(py: App, state: str) -> str:
             id = (await py.mail.add("send", 1)).id
     if state != "wait":
         held = await take(py)
-        outcome = {"completed": Completed(b"1"), "failed": Failed("no", b'["no"]')}.get(state)
+        ends: dict[str, Outcome] = {"completed": Completed(b"1"), "failed": Failed("no", b'["no"]')}
+        outcome = ends.get(state)
         if outcome is not None:
             await py.store.step(Step(queue="mail", worker="hand", token=Token("end"), outcomes=[Settle(held, outcome)]))
     return id
@@ -99,12 +100,17 @@ async def act_here(py: App, operation: str, id: str) -> bool:
 
 async def act_there(node: Node, operation: str, id: str, state: str) -> bool:
     """The same from Node."""
-    try:
-        await node.run(ACT, operation=operation, id=id, state=state)
-    except NodeError as error:
-        assert error.code in {-1, -2, -3} or "locked" in str(error) or "not in" in str(error).lower(), error
-        return False
-    return True
+    answer = await node.run(
+        f"try {{ {ACT}; return null }} catch (error) {{ return [error.code ?? null, error.message] }}",
+        operation=operation,
+        id=id,
+        state=state,
+    )
+    if answer is None:
+        return True
+    code, message = answer
+    assert code == -3 or "locked" in message, answer
+    return False
 
 
 @pytest.mark.scenario(33)

@@ -12,7 +12,8 @@ async def main(url: str, prefix: str, lease_ms: int) -> None:
     """Work until killed."""
 
     async def handle(job: Job[Any], _: JobContext) -> None:
-        print(job.id, flush=True)
+        sys.stdout.write(f"{job.id}\n")
+        sys.stdout.flush()
         await asyncio.Event().wait()
 
     async with Place(url, prefix).working(consumer("mail", handle), lease_ms=lease_ms, sweep_interval_ms=200):

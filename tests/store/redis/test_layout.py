@@ -354,6 +354,20 @@ async def test_a_schedule_is_bullmqs(store: RedisStore, raw: Raw, clock: FrozenC
     assert (job["rjk"], job["delay"], job["timestamp"]) == ("s", "60000", str(clock.now_ms()))
 
 
+async def test_a_distance_that_names_no_phase_has_that_of_its_first_slot_for_node(
+    store: RedisStore, raw: Raw, clock: FrozenClock
+) -> None:
+    slot = clock.now_ms() + 44
+    definition = ScheduleDefinition(name="tick", every_ms=60_000)
+    put = PutSchedule(id="s", definition=definition, slot=slot, job=spec(name="tick"))
+    assert await store.schedule(Q, [put]) == [True]
+    assert await raw("HGET", "{}repeat:s", "offset") == str(slot % 60_000)
+    # It is no word of the definition's: that is read, and found unchanged, as it was given.
+    [found] = await store.schedules(Q)
+    assert found.definition == definition
+    assert await store.schedule(Q, [put]) == [False]
+
+
 # --- what others leave ------------------------------------------------------------------------------------------------
 
 
