@@ -75,9 +75,9 @@ class Hand:
         return [Line(self.name, word, rest[0], int(rest[1])) for word, *rest in self.words() if rest]
 
     def in_flight(self) -> set[str]:
-        """Return the ids of jobs that it has started and not finished."""
+        """Return the ids of jobs that it has started, and neither finished nor given up."""
         lines = self.lines()
-        return {line.id for line in lines if line.word == "start"} - {line.id for line in lines if line.word == "end"}
+        return {line.id for line in lines if line.word == "start"} - {line.id for line in lines if line.word != "start"}
 
     def log(self) -> str:
         """Return what it has logged."""

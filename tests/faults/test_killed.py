@@ -62,7 +62,8 @@ async def test_frozen_workers_change_nothing_when_they_go_on(
             await until(lambda held=held, victim=victim: held.isdisjoint(victim.in_flight()))
         await there.until_ended()
         await workers.stop()
-        assert "is dropped" in "".join(hand.log() for hand in hands), "no late end was refused"
+        logged = "".join(hand.log() for hand in hands)
+        assert "is dropped" in logged or "its run is cancelled" in logged, "nobody came too late"
         await there.assert_clean(workers, server=server, repeated=lambda number: 0 < number <= times * SLOTS)
 
 
@@ -116,7 +117,6 @@ async def test_a_job_that_kills_its_workers_fails_alone(
             hand.killed = hand.exit_code == -signal.SIGKILL
         failed = {id for id, task in zip(ids, tasks, strict=True) if task.kill}
         await there.assert_clean(workers, server=server, failed=failed, repeated=lambda number: number > 0)
-        assert {id: workers.starts()[id] for id in failed} == dict.fromkeys(failed, 3)
         assert max(workers.starts().values()) <= 3
         for record in await there.records():
             if record.id in failed:

@@ -21,7 +21,7 @@ MORE = 5 * MIB
 
 async def test_what_ended_is_forgotten(server: RedisServer, workers: Fleet, size: Size) -> None:
     """P31."""
-    total, piece = size.of(200_000, 6_000), 2_000
+    total, piece = size.of(200_000, 5_000), 1_000
     # Of a size that would be seen, were they kept.
     tasks = [Task(text="x" * 1_000, fail=n % 10 == 0) for n in range(piece)]
     async with office(server.url) as there:

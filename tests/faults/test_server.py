@@ -50,7 +50,7 @@ async def test_a_killed_server_loses_nothing(
     server: RedisServer, workers: Fleet, size: Size, dice: random.Random, loading: bool
 ) -> None:
     """P08."""
-    times = size.of(3, 2)
+    times = size.of(3, 1 if loading else 2)
     if loading:
         await server.grow_log()
     async with at_work(server, workers, size) as there:

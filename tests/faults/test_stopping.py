@@ -36,10 +36,10 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
 async def test_all_stopped_in_mid_work_repeat_nothing(url: str, workers: Fleet, size: Size) -> None:
     """P13."""
     async with office(url) as there:
-        await there.add(size.of(1_000, 120), ms=200)
         for _ in range(3):
-            await workers.start_all([url] * PROCESSES)
+            await there.add(size.of(400, 50), ms=200)
             before = workers.starts().total()
+            await workers.start_all([url] * PROCESSES)
             await until(lambda before=before: workers.starts().total() > before + 20)
             await workers.stop()
             assert "active" not in await there.numbers()

@@ -1,7 +1,8 @@
 """What the worker processes of the fault tests run: an application, wired and stopped as its reader would.
 
-For each run it writes lines to ``<name>.runs``: ``start ID FENCE``, and ``end ID FENCE`` when the handler is done,
-which is before the store knows; ``ready``, ``stopping`` and ``bye`` tell of the process. Its log is ``<name>.log``.
+For each run it writes lines to ``<name>.runs``: ``start ID FENCE``, then ``end ID FENCE`` when the handler is done,
+which is before the store knows, or ``cancelled ID FENCE``. ``ready``, ``stopping`` and ``bye`` tell of the process.
+Its log is ``<name>.log``.
 """
 
 import asyncio
@@ -68,18 +69,26 @@ class Laborer:
     async def work(self, job: Job[Task]) -> int:
         """Do what the task says, and return the fence of the run."""
         self.diary.note("start", job.id, job.fence)
-        task = job.data
-        if task.kill:
-            os.kill(os.getpid(), signal.SIGKILL)
-        if task.block_ms:
-            time.sleep(task.block_ms / 1_000)  # noqa: ASYNC251 - that is the point
-        if task.forever:
-            await anyio.sleep_forever()
-        await asyncio.sleep(task.ms / 1_000)
-        if task.fail:
-            raise UnrecoverableError("as it was told")
+        try:
+            await carry_out(job.data)
+        except asyncio.CancelledError:
+            self.diary.note("cancelled", job.id, job.fence)
+            raise
         self.diary.note("end", job.id, job.fence)
         return job.fence
+
+
+async def carry_out(task: Task) -> None:
+    """Do what the task says."""
+    if task.kill:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if task.block_ms:
+        time.sleep(task.block_ms / 1_000)  # noqa: ASYNC251 - that is the point
+    if task.forever:
+        await anyio.sleep_forever()
+    await asyncio.sleep(task.ms / 1_000)
+    if task.fail:
+        raise UnrecoverableError("as it was told")
 
 
 def main(name: str, folder: str, settings: Mapping[str, Any]) -> None:
