@@ -7,7 +7,7 @@ from uuid import uuid4
 
 import pytest
 
-from tests.servers import shared_redis
+from tests.servers import empty_schema, shared_redis
 from tests.store.helpers import Later, assert_sound
 from workers_module.clock import Clock, FrozenClock
 from workers_module.store.base import Store
@@ -41,10 +41,19 @@ def redis(folder: Path) -> Opener:
     return lambda clock: RedisStore(url, prefix=prefix, clock=clock)
 
 
+def postgres(folder: Path) -> Opener:
+    """Return the maker of clients of one empty schema on the server that all tests share."""
+    from workers_module.store.postgres.store import PostgresStore
+
+    url, schema = empty_schema()
+    return lambda clock: PostgresStore(url, schema=schema, clock=clock)
+
+
 PLACES = {
     "memory": memory,
     "sqlite": sqlite,
     "redis": redis,
+    "postgres": postgres,
 }
 
 

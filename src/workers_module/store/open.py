@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from types import MappingProxyType
 from typing import Final, Literal, assert_never
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
@@ -27,7 +28,6 @@ SCHEMES: Final[Mapping[str, StoreKind]] = MappingProxyType(
 """URL scheme to the kind of store behind it."""
 
 _EXAMPLES: Final = "memory://, sqlite:///jobs.db, redis://host:6379/0 or postgresql://host/database"
-_HAS: Final = "memory://, sqlite:///jobs.db and redis://host:6379/0"
 _SQLITE_MODES: Final = {"rwc": True, "rw": False}
 
 
@@ -56,7 +56,8 @@ def open_store(
     * ``sqlite:///jobs.db`` (relative to the working directory), ``sqlite:////var/lib/jobs.db`` (absolute);
       ``?mode=rw`` makes no file that is not there, ``?prefix=wm_`` is what the names of its tables begin with.
     * ``redis://host:6379/0``, ``rediss://`` (over TLS), ``unix:///run/redis.sock``; parameters are redis-py's.
-    * ``postgres://``, ``postgresql://``: not in this version.
+    * ``postgresql://user:password@host/database``, ``postgres://``: parameters are asyncpg's, and ``schema=``,
+      ``pool_max=``, ``wakeup=poll``, ``prepare=off`` of the store. Needs the extra ``postgres``.
 
     Args:
         url: Where the jobs are.
@@ -93,7 +94,7 @@ def open_store(
         case StoreKind.REDIS:
             return _redis(url, wish)
         case StoreKind.POSTGRES:
-            raise ConfigurationError(f"this version has no {named} store; it has {_HAS}")
+            return _postgres(url, wish)
         case _:
             assert_never(named)
 
@@ -149,3 +150,11 @@ def _redis(url: str, wish: _Wish) -> Store:
     from workers_module.store.redis.store import RedisStore  # noqa: PLC0415 - as above
 
     return RedisStore(url, prefix=wish.prefix, clock=wish.clock)
+
+
+def _postgres(url: str, wish: _Wish) -> Store:
+    if find_spec("asyncpg") is None:
+        raise ConfigurationError("a Postgres store needs asyncpg: pip install 'workers_module[postgres]'")
+    from workers_module.store.postgres.open import from_url  # noqa: PLC0415 - as above
+
+    return from_url(url, clock=wish.clock, migrate=wish.migrate)
