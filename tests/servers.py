@@ -199,12 +199,20 @@ def _reachable(folder: Path) -> bool:
 class PostgresServer(Server):
     """A Postgres server; ``url`` reaches it over its socket."""
 
-    port = 5432
-
     @property
     def url(self) -> str:
         """The database ``postgres``, as its superuser."""
         return f"postgresql://postgres@/postgres?host={self.folder}"
+
+    def _listens(self) -> bool:
+        import psycopg
+
+        try:
+            psycopg.connect(self.url).close()
+        except psycopg.OperationalError:
+            # Not there yet, or still reading its log.
+            return False
+        return True
 
     def stop(self, how: signal.Signals = signal.SIGQUIT) -> None:
         """End it with all its processes: SIGQUIT at once and without a checkpoint, SIGINT in good order."""
@@ -287,6 +295,8 @@ BEGIN
         AND sequencename ~ '^(ids|events)_[0-9]+$' LOOP
         EXECUTE 'DROP SEQUENCE ' || one;
     END LOOP;
+    ALTER SEQUENCE place RESTART;
+    ALTER SEQUENCE fence RESTART;
 END $$
 """
 

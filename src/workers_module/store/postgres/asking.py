@@ -53,7 +53,7 @@ def add_args(specs: Sequence[JobSpec], *, foreign: bool, channel: str | None, no
         list(queues),
         [queues[spec.queue] for spec in specs],
         [spec.id for spec in specs],
-        [spec.name for spec in specs],
+        [raw(spec.name) for spec in specs],
         [spec.data for spec in specs],
         [spec.opts for spec in specs],
         [spec.priority for spec in specs],
@@ -80,7 +80,7 @@ def add_args(specs: Sequence[JobSpec], *, foreign: bool, channel: str | None, no
 
 
 ADD_TYPES: Final = (
-    "text[], int[], text[], text[], bytea[], bytea[], int[], boolean[], bigint[], bigint[], bigint[], int[], text[], "
+    "text[], int[], text[], bytea[], bytea[], bytea[], int[], boolean[], bigint[], bigint[], bigint[], int[], text[], "
     "boolean[], smallint[], text[], text[], text[], int[], text[], text[], bigint[], boolean, boolean, text, bigint"
 ).split(", ")
 """The types of `add_args`, for drivers that must be told."""
@@ -130,8 +130,8 @@ def _keep(keep: Keep | None) -> tuple[int | None, int | None, int]:
 
 
 def held_args(held: Sequence[Held]) -> list[list[Any]]:
-    """Return ids, handles, tokens and fences."""
-    return [[one.id for one in held], [one.handle for one in held], [one.token for one in held], [one.fence for one in held]]
+    """Return ids, tokens and fences."""
+    return [[one.id for one in held], [one.token for one in held], [one.fence for one in held]]
 
 
 def patch_args(patches: Sequence[JobPatch]) -> list[Any]:
@@ -165,7 +165,7 @@ def selection_args(selection: Selection) -> list[Any]:
         return [list(selection.ids), None, None, MAX_MOVED, None]
     states = [SHOWN_CODES[state] for state in selection.states]
     limit = min(selection.limit or MAX_MOVED, MAX_MOVED)
-    return [None, states, selection.older_than, limit, list(selection.names) or None]
+    return [None, states, selection.older_than, limit, [raw(name) for name in selection.names] or None]
 
 
 def action_args(action: Action) -> list[Any]:
@@ -200,10 +200,10 @@ def settings_args(patch: QueuePatch) -> list[Any]:
 
 
 def schedule_args(changes: Sequence[PutSchedule | FireSlot | DropSchedule]) -> list[Any]:
-    """Return what ``schedule_1`` is asked, from ``p_kinds`` to ``p_on_crash``."""
+    """Return what ``schedule_1`` is asked, from ``p_kinds`` to ``p_key``."""
     rows = [_change(change) for change in changes]
     columns: list[list[Any]] = [list(column) for column in zip(*rows, strict=True)]
-    return columns if columns else [[] for _ in range(15)]
+    return columns if columns else [[] for _ in range(17)]
 
 
 def _change(change: PutSchedule | FireSlot | DropSchedule) -> tuple[Any, ...]:
@@ -214,7 +214,7 @@ def _change(change: PutSchedule | FireSlot | DropSchedule) -> tuple[Any, ...]:
         case FireSlot():
             return 1, change.id, change.slot, change.from_slot, change.replace, None, *_job(change.job)
         case DropSchedule():
-            return 2, change.id, None, None, False, None, *[None] * 9
+            return 2, change.id, None, None, False, None, *[None] * 11
         case _:
             assert_never(change)
 
@@ -222,7 +222,8 @@ def _change(change: PutSchedule | FireSlot | DropSchedule) -> tuple[Any, ...]:
 def _job(job: JobSpec) -> tuple[Any, ...]:
     crash = job.on_crash == "fail"
     tags = joined(job.tags)
-    return job.name, job.data, job.opts, job.priority, job.lifo, job.timestamp, job.max_attempts, tags, crash
+    policy, key = POLICY_CODES[job.policy], None if job.dedup is None else job.dedup.key
+    return raw(job.name), job.data, job.opts, job.priority, job.lifo, job.timestamp, job.max_attempts, tags, crash, policy, key
 
 
 def record_args(records: Sequence[JobRecord]) -> list[Any]:
@@ -230,7 +231,7 @@ def record_args(records: Sequence[JobRecord]) -> list[Any]:
     return [
         [record.queue for record in records],
         [record.id for record in records],
-        [record.name for record in records],
+        [raw(record.name) for record in records],
         [SHOWN_CODES[record.state] for record in records],
         [record.data for record in records],
         [record.opts for record in records],
@@ -246,7 +247,7 @@ def record_args(records: Sequence[JobRecord]) -> list[Any]:
         [record.finished for record in records],
         [record.lifo for record in records],
         [record.on_crash == "fail" for record in records],
-        [record.worker for record in records],
+        [None if record.worker is None else raw(record.worker) for record in records],
         [None if record.parent is None else record.parent.queue for record in records],
         [None if record.parent is None else record.parent.id for record in records],
         [POLICY_CODES[record.policy] for record in records],

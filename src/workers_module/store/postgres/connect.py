@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from typing import Any, Final, TypeAlias
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
 
+import anyio
 import asyncpg
 
 from workers_module.errors import (
@@ -157,6 +158,8 @@ class Pool:
 
     def __init__(self, address: Address) -> None:
         self._address = address
+        self._users = 0
+        self._idle = asyncio.Event()
         self._pool: Any = asyncpg.create_pool(
             min_size=0, max_size=address.pool_max, **address.options("calls"), max_inactive_connection_lifetime=300
         )
@@ -172,6 +175,9 @@ class Pool:
         """Let the calls under way end, for a while, and close all connections."""
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
+                while self._users:
+                    self._idle.clear()
+                    await self._idle.wait()
                 await self._pool.close()
         except (TimeoutError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
             self._pool.terminate()
@@ -179,6 +185,17 @@ class Pool:
     @asynccontextmanager
     async def connection(self) -> AsyncGenerator[Any]:
         """Lend a connection; errors come as ours."""
+        self._users += 1
+        try:
+            async with self._lent() as connection:
+                yield connection
+        finally:
+            self._users -= 1
+            if not self._users:
+                self._idle.set()
+
+    @asynccontextmanager
+    async def _lent(self) -> AsyncGenerator[Any]:
         place = self._address.place
         try:
             connection = await self._pool.acquire(timeout=ACQUIRE_SECONDS)
@@ -191,10 +208,12 @@ class Pool:
             yield connection
         except asyncpg.PostgresError as error:
             raise translate(error, place) from error
-        except (asyncpg.InterfaceError, OSError, TimeoutError) as error:
+        except (asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, TimeoutError) as error:
             raise CutOffError(f"{place}: the connection was lost in the middle of a call: {error or 'no reply'}") from error
         finally:
-            await self._pool.release(connection)
+            # A cancelled call has ended on the server, done or not, before this returns: what is asked next sees it.
+            with anyio.CancelScope(shield=True):
+                await self._pool.release(connection)
 
     async def fetch(self, sql: str, args: Sequence[Any], *, repeatable: bool = True) -> list[Row]:
         """Make one call: one statement, and so one transaction and one round trip.

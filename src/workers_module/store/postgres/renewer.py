@@ -16,7 +16,7 @@ from workers_module.store.base import Held, RenewReply
 from workers_module.store.postgres.asking import held_args
 from workers_module.store.postgres.connect import Address, translate
 
-RENEW: Final = 'SELECT lost, cancelled FROM "{schema}".renew_1($1, $2, $3, $4, $5, $6, $7)'
+RENEW: Final = 'SELECT lost, cancelled FROM "{schema}".renew_1($1, $2, $3, $4, $5, $6)'
 
 
 class PostgresRenewer:

@@ -73,6 +73,7 @@ from workers_module.store.postgres.asking import (
     held_args,
     outcome_args,
     patch_args,
+    raw,
     record_args,
     schedule_args,
     selection_args,
@@ -310,7 +311,7 @@ class PostgresStore:
         rows = await self._fetch(
             self._sql.step,
             req.queue,
-            req.worker,
+            raw(req.worker),
             req.token,
             req.take,
             req.lease_ms,

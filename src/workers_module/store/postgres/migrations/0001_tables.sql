@@ -1,5 +1,6 @@
 -- min_code: 1
 --
+-- Text that may hold a NUL, which Postgres keeps in no text, is kept as bytes (UTF-8); so is JSON, as it was given.
 -- Times are milliseconds since the epoch. States: 1 ready, 2 delayed, 3 active, 4 completed, 5 failed, 6 waiting for
 -- children; 7 in counters: ready, with a priority. A queue's row is never deleted (gone hides it).
 CREATE TABLE queue (
@@ -55,12 +56,12 @@ CREATE TABLE job (
     cancel       boolean  NOT NULL DEFAULT false,
     token        text,
     id           text     NOT NULL,
-    name         text     NOT NULL,
+    name         bytea    NOT NULL,
     parent_queue text,
     parent_id    text,
     dedup        text,
     schedule     text,
-    worker       text,
+    worker       bytea,
     deferred     text,
     reason       bytea,
     opts         bytea    NOT NULL,
@@ -90,7 +91,7 @@ CREATE TABLE tagset (
 
 -- A job before it is placed. due is an instant, delay is counted from stamp (null: from now).
 CREATE TYPE spec AS (
-    id text, name text, data bytea, opts bytea, priority int, lifo boolean, stamp bigint, due bigint, delay bigint,
+    id text, name bytea, data bytea, opts bytea, priority int, lifo boolean, stamp bigint, due bigint, delay bigint,
     max_attempts int, tags text[], on_crash boolean, policy smallint, parent_queue text, parent_id text, dedup text,
     schedule text
 );

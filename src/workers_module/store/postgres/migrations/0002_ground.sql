@@ -238,7 +238,7 @@ BEGIN
         RETURN NULL;
     END IF;
     PERFORM written(p_q, ARRAY[
-        ROW('added', s.id, raw(s.name), NULL)::told,
+        ROW('added', s.id, s.name, NULL)::told,
         CASE v_state
             WHEN 6 THEN ROW('waiting-children', s.id, NULL, NULL)::told
             WHEN 2 THEN ROW('delayed', s.id, raw(v_due::text), NULL)::told

@@ -7,7 +7,7 @@
 
 -- Jobs that depend on nothing but their ids, set by set.
 CREATE FUNCTION added_plain(
-    p_qs int[], p_ids text[], p_names text[], p_data bytea[], p_opts bytea[], p_priority int[], p_lifo boolean[],
+    p_qs int[], p_ids text[], p_names bytea[], p_data bytea[], p_opts bytea[], p_priority int[], p_lifo boolean[],
     p_stamp bigint[], p_due bigint[], p_delay bigint[], p_max int[], p_tags text[], p_on_crash boolean[],
     p_policy smallint[], p_given text[], p_now bigint
 ) RETURNS TABLE (ord bigint, id text, state int, existing int) LANGUAGE plpgsql AS $$
@@ -50,7 +50,7 @@ BEGIN
         FROM (
             SELECT u.o, 1 AS k, 0 AS shown,
                 CASE WHEN u.n IS NULL THEN ROW('duplicated', u.id, NULL, NULL)::told
-                ELSE ROW('added', u.id, raw(u.name), NULL)::told END AS e
+                ELSE ROW('added', u.id, u.name, NULL)::told END AS e
             FROM unnest(v_new, p_qs, p_ids, p_names) WITH ORDINALITY u(n, q, id, name, o) WHERE u.q = v_q
             UNION ALL
             SELECT u.o, 2, shown(j.state, j.priority),
@@ -125,7 +125,7 @@ BEGIN
 END $$;
 
 CREATE FUNCTION add_1(
-    p_queues text[], p_at int[], p_ids text[], p_names text[], p_data bytea[], p_opts bytea[], p_priority int[],
+    p_queues text[], p_at int[], p_ids text[], p_names bytea[], p_data bytea[], p_opts bytea[], p_priority int[],
     p_lifo boolean[], p_stamp bigint[], p_due bigint[], p_delay bigint[], p_max int[], p_tags text[],
     p_on_crash boolean[], p_policy smallint[], p_schedule text[], p_parent_queue text[], p_parent_id text[],
     p_above int[], p_key text[], p_mode text[], p_ttl bigint[], p_plain boolean, p_foreign boolean, p_channel text,

@@ -181,14 +181,14 @@ END $$;
 -- Settle outcomes, then claim. p_simple: all are Completed, of different jobs with a handle, and kept alike.
 -- Rows out: the claimed jobs by seq, and one with n null that holds all else.
 CREATE FUNCTION step_1(
-    p_queue text, p_worker text, p_token text, p_take int, p_lease bigint, p_tags text[], p_rate bigint,
+    p_queue text, p_worker bytea, p_token text, p_take int, p_lease bigint, p_tags text[], p_rate bigint,
     p_window bigint, p_metrics int, p_resume boolean, p_ids text[], p_handles bigint[], p_tokens text[],
     p_fences int[], p_kinds smallint[], p_a bytea[], p_traces bytea[], p_delays bigint[], p_children text[],
     p_keep_counts bigint[], p_keep_ages bigint[], p_keep_limits bigint[], p_simple boolean, p_instant bigint
 ) RETURNS TABLE (
-    n bigint, seq bigint, id text, name text, data bytea, opts bytea, priority int, tags text[], attempts int,
+    n bigint, seq bigint, id text, name bytea, data bytea, opts bytea, priority int, tags text[], attempts int,
     max_attempts int, crashes int, fence int, added bigint, started bigint, lifo boolean, on_crash boolean,
-    cancel boolean, worker text, parent_queue text, parent_id text, policy smallint, schedule text, dedup text,
+    cancel boolean, worker bytea, parent_queue text, parent_id text, policy smallint, schedule text, dedup text,
     deferred text, progress bytea, reason bytea, trace bytea, result bytea,
     codes smallint[], wake_at bigint, paused boolean, now bigint, hint int, tagged boolean, news text[]
 ) LANGUAGE plpgsql SET search_path FROM CURRENT SET enable_seqscan = off SET enable_hashjoin = off
@@ -223,9 +223,9 @@ DECLARE
 BEGIN
     SELECT * INTO w FROM queue WHERE queue.name = p_queue;
     IF NOT FOUND THEN
-        RETURN QUERY SELECT NULL::bigint, NULL::bigint, NULL::text, NULL::text, NULL::bytea, NULL::bytea, NULL::int,
+        RETURN QUERY SELECT NULL::bigint, NULL::bigint, NULL::text, NULL::bytea, NULL::bytea, NULL::bytea, NULL::int,
             NULL::text[], NULL::int, NULL::int, NULL::int, NULL::int, NULL::bigint, NULL::bigint, NULL::boolean,
-            NULL::boolean, NULL::boolean, NULL::text, NULL::text, NULL::text, NULL::smallint, NULL::text, NULL::text,
+            NULL::boolean, NULL::boolean, NULL::bytea, NULL::text, NULL::text, NULL::smallint, NULL::text, NULL::text,
             NULL::text, NULL::bytea, NULL::bytea, NULL::bytea, NULL::bytea,
             array_fill(1::smallint, ARRAY[v_count]), NULL::bigint, false, v_now, 0, false, '{}'::text[];
         RETURN;
@@ -430,15 +430,14 @@ BEGIN
             NULL::smallint[], NULL::bigint, NULL::boolean, NULL::bigint, NULL::int, NULL::boolean, NULL::text[]
         FROM unnest(v_ns) u(n) JOIN job j ON j.n = u.n LEFT JOIN tagset t ON t.id = j.tagset;
     END IF;
-    RETURN QUERY SELECT NULL::bigint, NULL::bigint, NULL::text, NULL::text, NULL::bytea, NULL::bytea, NULL::int,
+    RETURN QUERY SELECT NULL::bigint, NULL::bigint, NULL::text, NULL::bytea, NULL::bytea, NULL::bytea, NULL::int,
         NULL::text[], NULL::int, NULL::int, NULL::int, NULL::int, NULL::bigint, NULL::bigint, NULL::boolean,
-        NULL::boolean, NULL::boolean, NULL::text, NULL::text, NULL::text, NULL::smallint, NULL::text, NULL::text,
+        NULL::boolean, NULL::boolean, NULL::bytea, NULL::text, NULL::text, NULL::smallint, NULL::text, NULL::text,
         NULL::text, NULL::bytea, NULL::bytea, NULL::bytea, NULL::bytea,
         v_codes, least(v_due, v_closed), w.paused, v_now, v_hint, v_tagged, news();
 END $$;
 
-CREATE FUNCTION renew_1(p_queue text, p_ids text[], p_handles bigint[], p_tokens text[], p_fences int[], p_lease bigint,
-    p_instant bigint)
+CREATE FUNCTION renew_1(p_queue text, p_ids text[], p_tokens text[], p_fences int[], p_lease bigint, p_instant bigint)
 RETURNS TABLE (lost text[], cancelled text[]) LANGUAGE plpgsql SET search_path FROM CURRENT SET enable_seqscan = off
 SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off SET plan_cache_mode = force_generic_plan AS $$
 #variable_conflict use_column
@@ -446,23 +445,23 @@ DECLARE
     v_now bigint := instant(p_instant);
     v_q int := queue_found(p_queue);
     v_ns bigint[];
-    v_kept text[];
+    v_lost text[];
+    v_kept bigint[];
     v_cancelled text[];
 BEGIN
     -- To lose a renewal in a crash is harmless; a claim must not be lost.
     PERFORM set_config('synchronous_commit', 'off', true);
-    v_ns := ARRAY(SELECT j.n FROM job j WHERE j.n = ANY (p_handles) AND j.q = v_q
-        UNION SELECT j.n FROM unnest(p_ids, p_handles) u(id, n) JOIN job j ON j.q = v_q AND j.id = u.id WHERE u.n IS NULL);
+    v_ns := ARRAY(SELECT j.n FROM unnest(p_ids) u(id) JOIN job j ON j.q = v_q AND j.id = u.id);
     v_ns := ARRAY(SELECT n FROM job WHERE n = ANY (v_ns) ORDER BY n FOR NO KEY UPDATE);
+    SELECT array_agg(u.id ORDER BY u.o) FILTER (WHERE j.n IS NULL), array_agg(j.n) FILTER (WHERE j.n IS NOT NULL)
+    INTO v_lost, v_kept
+    FROM unnest(p_ids, p_tokens, p_fences) WITH ORDINALITY u(id, token, fence, o)
+    LEFT JOIN job j ON j.n = ANY (v_ns) AND j.id = u.id AND is_held(j, u.token, u.fence, v_now);
     WITH kept AS (
-        UPDATE job j SET lease = v_now + p_lease, lapsed = NULL
-        FROM unnest(p_ids, p_tokens, p_fences) u(id, token, fence)
-        WHERE j.n = ANY (v_ns) AND j.id = u.id AND is_held(j, u.token, u.fence, v_now)
-        RETURNING j.id, j.cancel
+        UPDATE job SET lease = v_now + p_lease, lapsed = NULL WHERE n = ANY (v_kept) RETURNING id, cancel
     )
-    SELECT array_agg(id), array_agg(id) FILTER (WHERE cancel) INTO v_kept, v_cancelled FROM kept;
-    RETURN QUERY SELECT ARRAY(SELECT u.id FROM unnest(p_ids) u(id) WHERE u.id <> ALL (coalesce(v_kept, '{}'))),
-        coalesce(v_cancelled, '{}');
+    SELECT array_agg(id) INTO v_cancelled FROM kept WHERE cancel;
+    RETURN QUERY SELECT coalesce(v_lost, '{}'), coalesce(v_cancelled, '{}');
 END $$;
 
 CREATE FUNCTION sweep_1(p_queue text, p_interval bigint, p_crashes int, p_completed_age bigint, p_failed_age bigint,

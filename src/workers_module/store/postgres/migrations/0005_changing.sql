@@ -19,57 +19,57 @@ DECLARE
     j job;
 BEGIN
     PERFORM news_begun();
-    FOR i IN 1 .. cardinality(p_ids) LOOP
-        SELECT * INTO j FROM job WHERE q = v_q AND id = p_ids[i] FOR UPDATE;
+    FOR k IN 1 .. cardinality(p_ids) LOOP
+        SELECT * INTO j FROM job WHERE q = v_q AND id = p_ids[k] FOR UPDATE;
         IF NOT FOUND THEN
-            v_results[i] := 1;
+            v_results[k] := 1;
             CONTINUE;
-        ELSIF p_tokens[i] IS NOT NULL AND NOT is_held(j, p_tokens[i], p_fences[i], v_now) THEN
-            v_results[i] := 2;
+        ELSIF p_tokens[k] IS NOT NULL AND NOT is_held(j, p_tokens[k], p_fences[k], v_now) THEN
+            v_results[k] := 2;
             CONTINUE;
-        ELSIF (p_delay[i] IS NOT NULL AND j.state <> 2) OR (p_cancel[i] AND j.state <> 3) THEN
-            v_results[i] := 3;
+        ELSIF (p_delay[k] IS NOT NULL AND j.state <> 2) OR (p_cancel[k] AND j.state <> 3) THEN
+            v_results[k] := 3;
             CONTINUE;
         END IF;
-        v_results[i] := 0;
-        IF p_progress[i] IS NOT NULL THEN
-            UPDATE job SET progress = p_progress[i] WHERE n = j.n;
-            PERFORM tell(v_q, 'progress', j.id, p_progress[i], NULL);
+        v_results[k] := 0;
+        IF p_progress[k] IS NOT NULL THEN
+            UPDATE job SET progress = p_progress[k] WHERE n = j.n;
+            PERFORM tell(v_q, 'progress', j.id, p_progress[k], NULL);
         END IF;
-        IF p_data[i] IS NOT NULL THEN
-            UPDATE job SET data = p_data[i] WHERE n = j.n;
+        IF p_data[k] IS NOT NULL THEN
+            UPDATE job SET data = p_data[k] WHERE n = j.n;
         END IF;
-        SELECT count(*) INTO v_more FROM unnest(p_line_of) o WHERE o = i;
-        IF p_clear[i] OR v_more > 0 OR p_keeps[i] < 1000 THEN
+        SELECT count(*) INTO v_more FROM unnest(p_line_of) o WHERE o = k;
+        IF p_clear[k] OR v_more > 0 OR p_keeps[k] < 1000 THEN
             v_logged := j.logged;
-            IF p_clear[i] THEN
+            IF p_clear[k] THEN
                 DELETE FROM log WHERE n = j.n;
                 v_logged := 0;
             END IF;
             INSERT INTO log (n, i, line)
             SELECT j.n, v_logged + row_number() OVER (ORDER BY u.o), u.line
-            FROM unnest(p_lines, p_line_of) WITH ORDINALITY u(line, at, o) WHERE u.at = i;
+            FROM unnest(p_lines, p_line_of) WITH ORDINALITY u(line, at, o) WHERE u.at = k;
             v_logged := v_logged + v_more;
-            IF v_logged > p_keeps[i] THEN
-                DELETE FROM log WHERE log.n = j.n AND log.i <= v_logged - p_keeps[i];
+            IF v_logged > p_keeps[k] THEN
+                DELETE FROM log WHERE log.n = j.n AND log.i <= v_logged - p_keeps[k];
             END IF;
             UPDATE job SET logged = v_logged WHERE n = j.n;
         END IF;
-        IF p_priority[i] IS NOT NULL THEN
-            UPDATE job SET priority = p_priority[i] WHERE n = j.n;
-            IF j.state = 1 AND j.priority <> p_priority[i] THEN
+        IF p_priority[k] IS NOT NULL THEN
+            UPDATE job SET priority = p_priority[k] WHERE n = j.n;
+            IF j.state = 1 AND j.priority <> p_priority[k] THEN
                 UPDATE job SET seq = CASE WHEN j.lifo THEN ahead() ELSE behind() END WHERE n = j.n;
-                PERFORM recounted(v_q, shown(1, j.priority), shown(1, p_priority[i]));
+                PERFORM recounted(v_q, shown(1, j.priority), shown(1, p_priority[k]));
             END IF;
         END IF;
-        IF p_delay[i] IS NOT NULL THEN
-            UPDATE job SET due = v_now + p_delay[i], seq = behind() WHERE n = j.n;
-            PERFORM tell(v_q, 'delayed', j.id, raw((v_now + p_delay[i])::text), NULL);
+        IF p_delay[k] IS NOT NULL THEN
+            UPDATE job SET due = v_now + p_delay[k], seq = behind() WHERE n = j.n;
+            PERFORM tell(v_q, 'delayed', j.id, raw((v_now + p_delay[k])::text), NULL);
         END IF;
-        IF p_cancel[i] THEN
+        IF p_cancel[k] THEN
             UPDATE job SET cancel = true WHERE n = j.n;
         END IF;
-        IF p_detach[i] AND j.parent_queue IS NOT NULL THEN
+        IF p_detach[k] AND j.parent_queue IS NOT NULL THEN
             UPDATE job SET parent_queue = NULL, parent_id = NULL WHERE n = j.n;
             PERFORM child_gone(p_queue, j, v_now);
         END IF;
@@ -90,7 +90,7 @@ BEGIN
 END $$;
 
 -- The jobs of a shown state (1 to 7) in their order, from an offset on: numbers alone.
-CREATE FUNCTION listed(p_q int, p_shown int, p_older bigint, p_names text[], p_limit bigint, p_skip bigint,
+CREATE FUNCTION listed(p_q int, p_shown int, p_older bigint, p_names bytea[], p_limit bigint, p_skip bigint,
     p_newest boolean DEFAULT false)
 RETURNS bigint[] LANGUAGE plpgsql AS $$
 #variable_conflict use_column
@@ -130,7 +130,7 @@ BEGIN
 END $$;
 
 -- Rows out: one. refused is null, 'missing', or the state of the single job that may not be moved. hint: ready jobs.
-CREATE FUNCTION move_1(p_queue text, p_ids text[], p_states int[], p_older bigint, p_limit bigint, p_names text[],
+CREATE FUNCTION move_1(p_queue text, p_ids text[], p_states int[], p_older bigint, p_limit bigint, p_names bytea[],
     p_action int, p_children boolean, p_hard boolean, p_reset boolean, p_reason bytea, p_trace bytea, p_instant bigint)
 RETURNS TABLE (moved text[], refused text, hint int, tagged boolean, news text[]) LANGUAGE plpgsql
 SET search_path FROM CURRENT SET enable_seqscan = off SET jit = off AS $$
@@ -463,8 +463,9 @@ BEGIN
 END $$;
 
 CREATE FUNCTION schedule_1(p_queue text, p_kinds smallint[], p_ids text[], p_slots bigint[], p_froms bigint[],
-    p_flags boolean[], p_bodies text[], p_names text[], p_data bytea[], p_opts bytea[], p_priority int[],
-    p_lifo boolean[], p_stamp bigint[], p_max int[], p_tags text[], p_on_crash boolean[], p_instant bigint)
+    p_flags boolean[], p_bodies text[], p_names bytea[], p_data bytea[], p_opts bytea[], p_priority int[],
+    p_lifo boolean[], p_stamp bigint[], p_max int[], p_tags text[], p_on_crash boolean[],
+    p_policy smallint[], p_key text[], p_instant bigint)
 RETURNS TABLE (done boolean[], news text[]) LANGUAGE plpgsql SET search_path FROM CURRENT SET enable_seqscan = off
 SET jit = off AS $$
 #variable_conflict use_column
@@ -476,7 +477,8 @@ BEGIN
     FOR i IN 1 .. cardinality(p_kinds) LOOP
         v_done[i] := rescheduled(p_queue, p_kinds[i], p_ids[i], p_slots[i], p_froms[i], p_flags[i], p_bodies[i],
             (NULL, p_names[i], p_data[i], p_opts[i], p_priority[i], p_lifo[i], p_stamp[i], NULL, 0, p_max[i],
-            string_to_array(p_tags[i], E'\x1f'), p_on_crash[i], 0, NULL, NULL, NULL, NULL)::spec, v_now);
+            string_to_array(p_tags[i], E'\x1f'), p_on_crash[i], p_policy[i], NULL, NULL, p_key[i],
+                NULL)::spec, v_now);
     END LOOP;
     RETURN QUERY SELECT v_done, news();
 END $$;
@@ -541,9 +543,9 @@ END $$;
 -- --- whole queues -----------------------------------------------------------------------------------------------------
 
 -- Write records back; written is how many, taken the first that exists where p_strict forbids it.
-CREATE FUNCTION restore_1(p_queues text[], p_ids text[], p_names text[], p_states int[], p_data bytea[], p_opts bytea[],
+CREATE FUNCTION restore_1(p_queues text[], p_ids text[], p_names bytea[], p_states int[], p_data bytea[], p_opts bytea[],
     p_priority int[], p_tags text[], p_attempts int[], p_max int[], p_crashes int[], p_fences int[], p_added bigint[],
-    p_due bigint[], p_started bigint[], p_ended bigint[], p_lifo boolean[], p_on_crash boolean[], p_workers text[],
+    p_due bigint[], p_started bigint[], p_ended bigint[], p_lifo boolean[], p_on_crash boolean[], p_workers bytea[],
     p_parent_queues text[], p_parent_ids text[], p_policies smallint[], p_schedules text[], p_keys text[],
     p_deferred text[], p_progress bytea[], p_reasons bytea[], p_traces bytea[], p_results bytea[], p_strict boolean,
     p_instant bigint)

@@ -5,9 +5,9 @@
 -- A piece of the list of jobs in some shown states, in order.
 CREATE FUNCTION page_1(p_queue text, p_states int[], p_start bigint, p_limit bigint, p_newest boolean)
 RETURNS TABLE (
-    n bigint, seq bigint, id text, name text, data bytea, opts bytea, priority int, tags text[], attempts int,
+    n bigint, seq bigint, id text, name bytea, data bytea, opts bytea, priority int, tags text[], attempts int,
     max_attempts int, crashes int, fence int, added bigint, started bigint, lifo boolean, on_crash boolean,
-    cancel boolean, worker text, parent_queue text, parent_id text, policy smallint, schedule text, dedup text,
+    cancel boolean, worker bytea, parent_queue text, parent_id text, policy smallint, schedule text, dedup text,
     deferred text, progress bytea, reason bytea, trace bytea, result bytea,
     state smallint, due bigint, ended bigint, total bigint
 ) LANGUAGE plpgsql SET search_path FROM CURRENT SET enable_seqscan = off SET jit = off AS $$
