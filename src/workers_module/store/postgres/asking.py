@@ -43,8 +43,8 @@ def raw(text: str) -> bytes:
     return text.encode("utf-8", "replace")
 
 
-def add_args(specs: Sequence[JobSpec], *, foreign: bool, channel: str | None, now: int | None) -> list[Any]:
-    """Return what ``add_1`` is asked."""
+def add_args(specs: Sequence[JobSpec], *, home: str | None, channel: str | None, now: int | None) -> list[Any]:
+    """Return what ``add_1`` is asked; ``home`` and ``channel`` are for a transaction of the application's."""
     queues = {name: place for place, name in enumerate(dict.fromkeys(spec.queue for spec in specs), 1)}
     plain = all(spec.parent is None and spec.dedup is None and spec.schedule is None for spec in specs)
     parents = [spec.parent for spec in specs]
@@ -73,7 +73,7 @@ def add_args(specs: Sequence[JobSpec], *, foreign: bool, channel: str | None, no
         [None if dedup is None else dedup.mode for dedup in dedups],
         [None if dedup is None else dedup.ttl_ms for dedup in dedups],
         plain,
-        foreign,
+        home,
         channel,
         now,
     ]
@@ -81,7 +81,7 @@ def add_args(specs: Sequence[JobSpec], *, foreign: bool, channel: str | None, no
 
 ADD_TYPES: Final = (
     "text[], int[], text[], bytea[], bytea[], bytea[], int[], boolean[], bigint[], bigint[], bigint[], int[], text[], "
-    "boolean[], smallint[], text[], text[], text[], int[], text[], text[], bigint[], boolean, boolean, text, bigint"
+    "boolean[], smallint[], text[], text[], text[], int[], text[], text[], bigint[], boolean, text, text, bigint"
 ).split(", ")
 """The types of `add_args`, for drivers that must be told."""
 
@@ -223,7 +223,19 @@ def _job(job: JobSpec) -> tuple[Any, ...]:
     crash = job.on_crash == "fail"
     tags = joined(job.tags)
     policy, key = POLICY_CODES[job.policy], None if job.dedup is None else job.dedup.key
-    return raw(job.name), job.data, job.opts, job.priority, job.lifo, job.timestamp, job.max_attempts, tags, crash, policy, key
+    return (
+        raw(job.name),
+        job.data,
+        job.opts,
+        job.priority,
+        job.lifo,
+        job.timestamp,
+        job.max_attempts,
+        tags,
+        crash,
+        policy,
+        key,
+    )
 
 
 def record_args(records: Sequence[JobRecord]) -> list[Any]:

@@ -125,7 +125,7 @@ def translate(error: BaseException, place: str) -> StoreError | ConfigurationErr
     """Return one of our errors for one of the driver's."""
     text = str(error) or type(error).__name__
     if isinstance(error, asyncpg.PostgresError):
-        return _of_server(error, text, place)
+        return of_server(str(error.sqlstate or ""), text, place)
     if isinstance(error, asyncpg.InterfaceError):
         if isinstance(error, ValueError):
             return ConfigurationError(f"{place}: {text}")
@@ -135,8 +135,8 @@ def translate(error: BaseException, place: str) -> StoreError | ConfigurationErr
     return StoreUnavailableError(f"{place} is not there: {text}")
 
 
-def _of_server(error: asyncpg.PostgresError, text: str, place: str) -> StoreError | ConfigurationError:
-    code = str(error.sqlstate or "")
+def of_server(code: str, text: str, place: str) -> StoreError | ConfigurationError:
+    """Return one of our errors for what the server answered, whichever driver brought it."""
     what = f"{place}: {text} ({code})" if code else f"{place}: {text}"
     if code in _DENIED:
         return StoreDeniedError(f"{what}. Grant the right, or correct user and password in the URL")
@@ -209,7 +209,9 @@ class Pool:
         except asyncpg.PostgresError as error:
             raise translate(error, place) from error
         except (asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, TimeoutError) as error:
-            raise CutOffError(f"{place}: the connection was lost in the middle of a call: {error or 'no reply'}") from error
+            raise CutOffError(
+                f"{place}: the connection was lost in the middle of a call: {error or 'no reply'}"
+            ) from error
         finally:
             # A cancelled call has ended on the server, done or not, before this returns: what is asked next sees it.
             with anyio.CancelScope(shield=True):

@@ -50,9 +50,7 @@ FROM {s}.queue w JOIN {s}.schedule s ON s.q = w.q
 LEFT JOIN {s}.job j ON j.q = w.q AND j.id = 'repeat:' || s.id || ':' || s.slot
 WHERE w.name = $1 AND ($4::text[] IS NULL OR s.id = ANY ($4)) ORDER BY s.slot, s.id COLLATE "C" LIMIT $2 OFFSET $3
 """
-_LOCKS: Final = (
-    'SELECT name, owner, fence, until FROM {s}.lock WHERE until > {s}.instant($1) ORDER BY name COLLATE "C"'
-)
+_LOCKS: Final = 'SELECT name, owner, fence, until FROM {s}.lock WHERE until > {s}.instant($1) ORDER BY name COLLATE "C"'
 _WORKERS: Final = 'SELECT seen, body FROM {s}.worker WHERE until > {s}.instant($1) ORDER BY id COLLATE "C"'
 
 
@@ -78,6 +76,7 @@ class Sql:
     worker: str = call("worker_1", 5, "worker_1 AS orders")
     publish: str = call("publish_1", 4)
     restore: str = call("restore_1", 31)
+    make: str = call("make_1", 2)
     page: str = call("page_1", 5)
     now: str = "SELECT {s}.instant(NULL) AS now"
     get: str = _GET
@@ -91,7 +90,6 @@ class Sql:
     schedules: str = _SCHEDULES
     locks: str = _LOCKS
     workers: str = _WORKERS
-
 
     @classmethod
     def of(cls, schema: str) -> Self:

@@ -21,9 +21,7 @@ SHOWN: Final = (
     JobState.PRIORITIZED,
 )
 """The states as people know them, by code."""
-SHOWN_CODES: Final = {
-    state: code for code, state in enumerate(SHOWN) if code
-}
+SHOWN_CODES: Final = {state: code for code, state in enumerate(SHOWN) if code}
 SETTLED: Final = (
     SettleCode.OK,
     SettleCode.MISSING,

@@ -64,9 +64,18 @@ async def state_of(connection: Any, schema: str) -> SchemaState:
     """Return which migrations a schema has."""
     if await connection.fetchval("SELECT to_regclass($1)", f'"{schema}".meta') is None:
         return SchemaState(0, 0)
-    rows = await connection.fetch(f"SELECT key, value FROM \"{schema}\".meta")  # noqa: S608 - checked by Address
-    found = {row["key"]: int(row["value"]) for row in rows}
-    return SchemaState(found.get("schema", 0), found.get("min_code", 0))
+    found = await _meta(connection, schema)
+    return SchemaState(int(found.get("schema", 0)), int(found.get("min_code", 0)))
+
+
+async def home_of(connection: Any, schema: str) -> str:
+    """Return what tells this schema from one of the same name in another database."""
+    return (await _meta(connection, schema))["home"]
+
+
+async def _meta(connection: Any, schema: str) -> dict[str, str]:
+    rows = await connection.fetch(f'SELECT key, value FROM "{schema}".meta')  # noqa: S608 - checked by Address
+    return {row["key"]: row["value"] for row in rows}
 
 
 async def _warnings(connection: Any) -> list[str]:

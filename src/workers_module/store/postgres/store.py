@@ -71,6 +71,7 @@ from workers_module.store.postgres.asking import (
     action_args,
     add_args,
     held_args,
+    joined,
     outcome_args,
     patch_args,
     raw,
@@ -81,11 +82,12 @@ from workers_module.store.postgres.asking import (
 )
 from workers_module.store.postgres.connect import Address, Pool
 from workers_module.store.postgres.events import Cursor, EventReader
-from workers_module.store.postgres.notify import Notifier
+from workers_module.store.postgres.foreign import add_inside, add_inside_sync
+from workers_module.store.postgres.notify import Notifier, channel_of
 from workers_module.store.postgres.queries import Sql
 from workers_module.store.postgres.reading import SETTLED, SHOWN, SHOWN_CODES, to_claims, to_stored
 from workers_module.store.postgres.renewer import PostgresRenewer
-from workers_module.store.postgres.schema import prepare
+from workers_module.store.postgres.schema import home_of, prepare
 from workers_module.store.postgres.verifying import verify
 
 SCHEMA: Final = "workers_module"
@@ -145,6 +147,8 @@ class PostgresStore:
         self._opening: asyncio.Task[StoreInfo] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._pid = 0
+        self._home = ""
+        self._made: set[tuple[str, str | None]] = set()
         if isinstance(clock, FrozenClock):
             me = ref(self)
 
@@ -181,6 +185,7 @@ class PostgresStore:
         try:
             async with pool.connection() as connection:
                 warnings = await prepare(connection, self._address, self._migrate)
+                self._home = await home_of(connection, self._schema)
                 version: str = await connection.fetchval("SELECT current_setting('server_version')")
         except BaseException:
             await pool.close()
@@ -279,17 +284,54 @@ class PostgresStore:
     async def add(self, specs: Sequence[JobSpec], *, tx: object = None, now: int | None = None) -> list[Added]:
         """Do what `Store.add` says."""
         self._check()
-        if tx is not None:
-            raise ConfigurationError("tx= is not wired yet")
         if not specs:
             return []
         check_specs(specs)
-        args = add_args(specs, foreign=False, channel=None, now=self._instant(now))
+        if tx is not None:
+            await self._make_ready(specs)
+            rows = await add_inside(tx, self._sql.add, self._foreign_args(specs, now=now), self._address.place)
+            return read_added(specs, rows)
+        args = add_args(specs, home=None, channel=None, now=self._instant(now))
         repeatable = all(spec.id is not None for spec in specs)
         rows = await self._fetch(self._sql.add, *args, repeatable=repeatable)
         added = read_added(specs, rows)
         self._tell_added(specs, added)
         return added
+
+    def add_sync(
+        self, specs: Sequence[JobSpec], *, tx: object, notify: bool = True, now: int | None = None
+    ) -> list[Added]:
+        """Store jobs inside a synchronous transaction of the application's; they exist exactly if it commits.
+
+        Args:
+            specs: As in `add`.
+            tx: A psycopg connection, or a Session or Connection of SQLAlchemy; from any thread.
+            notify: Wake a worker when the transaction commits; without that one looks within a second. A server that
+                commits very much is faster without.
+            now: The instant, for tests.
+
+        Raises:
+            ConfigurationError: ``tx`` is nothing this store knows, is in no transaction, or belongs to another database.
+        """
+        if self._info is None:
+            raise StoreUnavailableError(f"{self._address.place}: this store is not open; await open() first")
+        if not specs:
+            return []
+        check_specs(specs)
+        args = self._foreign_args(specs, now=now, notify=notify)
+        return read_added(specs, add_inside_sync(tx, self._sql.add, args, self._address.place))
+
+    def _foreign_args(self, specs: Sequence[JobSpec], *, now: int | None, notify: bool = True) -> list[Any]:
+        channel = channel_of(self._schema) if notify and self._listens else None
+        return add_args(specs, home=self._home, channel=channel, now=self._instant(now))
+
+    async def _make_ready(self, specs: Sequence[JobSpec]) -> None:
+        """Make queues and sets of tags now: inside the other transaction, they would keep everybody waiting for it."""
+        wanted = {(spec.queue, joined(spec.tags)) for spec in specs}
+        new = sorted(wanted - self._made, key=str)
+        if new:
+            await self._fetch(self._sql.make, [queue for queue, _ in new], [tags for _, tags in new])
+            self._made.update(new)
 
     def _tell_added(self, specs: Sequence[JobSpec], added: Sequence[Added]) -> None:
         ready: dict[str, int] = {}
@@ -358,9 +400,7 @@ class PostgresStore:
         """Do what `Store.sweep` says."""
         ages = (req.completed_age_ms, req.failed_age_ms)
         now = self._instant(req.now)
-        rows = await self._fetch(
-            self._sql.sweep, req.queue, req.interval_ms, req.max_crashes, *ages, CRASHED, now
-        )
+        rows = await self._fetch(self._sql.sweep, req.queue, req.interval_ms, req.max_crashes, *ages, CRASHED, now)
         row = rows[0]
         if row["hint"] or row["recovered"]:
             self._changed(req.queue, _ALL if row["hint"] else 0)
@@ -617,9 +657,13 @@ def read_added(specs: Sequence[JobSpec], rows: Sequence[Any]) -> list[Added]:
 
     Raises:
         JobNotFoundError: A parent is unknown.
-        ConfigurationError: A job would have two parents.
+        ConfigurationError: A job would have two parents, or the transaction belongs to another database.
     """
     first = rows[0]
+    if first[0] == -4:
+        raise ConfigurationError(
+            "tx belongs to another database than this store: a transaction cannot reach over two of them"
+        )
     if first[0] == -1:
         raise JobNotFoundError(first[4], first[1])
     if first[0] < 0:
@@ -630,8 +674,7 @@ def read_added(specs: Sequence[JobSpec], rows: Sequence[Any]) -> list[Added]:
         )
     found = {row[0]: row for row in rows}
     return [
-        Added(found[place][1], SHOWN[found[place][2]], _EXISTING[found[place][3]])
-        for place in range(1, len(specs) + 1)
+        Added(found[place][1], SHOWN[found[place][2]], _EXISTING[found[place][3]]) for place in range(1, len(specs) + 1)
     ]
 
 

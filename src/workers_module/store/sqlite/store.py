@@ -5,7 +5,7 @@ import os
 import re
 import sqlite3
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -58,7 +58,7 @@ from workers_module.store.planning import check_step
 from workers_module.store.sqlite import adding, changing, queries, registry, schedules, stepping, sweeping
 from workers_module.store.sqlite.connect import Connection, Synchronous
 from workers_module.store.sqlite.faults import translate
-from workers_module.store.sqlite.foreign import run_inside
+from workers_module.store.sqlite.foreign import run_inside, run_inside_sync
 from workers_module.store.sqlite.gate import Gate
 from workers_module.store.sqlite.schema import prepare
 from workers_module.store.sqlite.work import Ledger, Plan, Tagsets, Work
@@ -306,6 +306,29 @@ class SqliteStore:
         if tx is None:
             return await self._write(lambda work: adding.add(work, specs), now)
         self._check()
+        return await run_inside(tx, self._adding(specs, now), prefix=self._prefix, path=self._path)
+
+    def add_sync(
+        self, specs: Sequence[JobSpec], *, tx: object, notify: bool = True, now: int | None = None
+    ) -> list[Added]:
+        """Store jobs inside a synchronous transaction of the application's; they exist exactly if it commits.
+
+        Args:
+            specs: As in `add`.
+            tx: A sqlite3 connection, or a Session or Connection of SQLAlchemy; from any thread.
+            notify: Nothing here: whoever waits sees each commit to the file.
+            now: The instant, for tests.
+
+        Raises:
+            ConfigurationError: ``tx`` is nothing this store knows, is in no transaction, or belongs to another file.
+        """
+        del notify
+        if self._info is None:
+            raise StoreUnavailableError(f"SQLite store {self._path} is not open; await open() first")
+        return run_inside_sync(tx, self._adding(specs, now), prefix=self._prefix, path=self._path)
+
+    def _adding(self, specs: Sequence[JobSpec], now: int | None) -> Callable[[], Plan[list[Added]]]:
+        """Return what adds in a transaction that is not the writer's."""
         ledger = Ledger()
         work = Work(self._clock.now_ms() if now is None else now, Tagsets(), ledger)
 
@@ -314,7 +337,7 @@ class SqliteStore:
             yield from ledger.flush()
             return added
 
-        return await run_inside(tx, plan, prefix=self._prefix, path=self._path)
+        return plan
 
     # --- working ------------------------------------------------------------------------------------------------------
 

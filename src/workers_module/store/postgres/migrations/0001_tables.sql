@@ -3,6 +3,9 @@
 -- Text that may hold a NUL, which Postgres keeps in no text, is kept as bytes (UTF-8); so is JSON, as it was given.
 -- Times are milliseconds since the epoch. States: 1 ready, 2 delayed, 3 active, 4 completed, 5 failed, 6 waiting for
 -- children; 7 in counters: ready, with a priority. A queue's row is never deleted (gone hides it).
+-- By this a transaction of the application's shows that it is in this database and not in a namesake.
+INSERT INTO meta (key, value) VALUES ('home', gen_random_uuid()::text);
+
 CREATE TABLE queue (
     q           int     GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     name        text    NOT NULL UNIQUE,

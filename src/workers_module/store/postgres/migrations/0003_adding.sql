@@ -3,7 +3,7 @@
 -- Store jobs. Specs come as arrays, one element each: p_at names the queue by its place in p_queues, p_above the parent
 -- by the place of its spec. Rows out: ord, id, state and existing (0 new, 1 same id, 2 deduplicated), one a spec; or a
 -- single row whose ord is negative: -1 the parent (id in queue) is unknown, -2 the spec names itself, -3 it has another
--- parent (queue and id), and at is the spec. A refused call has changed nothing.
+-- parent (queue and id), -4 this is not the database p_home; at is the spec. A refused call has changed nothing.
 
 -- Jobs that depend on nothing but their ids, set by set.
 CREATE FUNCTION added_plain(
@@ -124,11 +124,29 @@ BEGIN
     RETURN d;
 END $$;
 
+-- Make queues and sets of tags that are not there, out of sight, so that no transaction left open holds them back.
+CREATE FUNCTION make_1(p_queues text[], p_tags text[]) RETURNS void LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
+#variable_conflict use_column
+DECLARE
+    v_q int;
+BEGIN
+    PERFORM news_begun();
+    FOR k IN 1 .. cardinality(p_queues) LOOP
+        v_q := queue_found(p_queues[k]);
+        IF v_q IS NULL THEN
+            v_q := queue_made(p_queues[k]);
+            UPDATE queue SET gone = true WHERE q = v_q;
+        END IF;
+        PERFORM tagset_made(v_q, string_to_array(p_tags[k], E'\x1f'));
+    END LOOP;
+END $$;
+
+-- p_home is given by a transaction of the application's: the database it must be in. p_channel is told when it commits.
 CREATE FUNCTION add_1(
     p_queues text[], p_at int[], p_ids text[], p_names bytea[], p_data bytea[], p_opts bytea[], p_priority int[],
     p_lifo boolean[], p_stamp bigint[], p_due bigint[], p_delay bigint[], p_max int[], p_tags text[],
     p_on_crash boolean[], p_policy smallint[], p_schedule text[], p_parent_queue text[], p_parent_id text[],
-    p_above int[], p_key text[], p_mode text[], p_ttl bigint[], p_plain boolean, p_foreign boolean, p_channel text,
+    p_above int[], p_key text[], p_mode text[], p_ttl bigint[], p_plain boolean, p_home text, p_channel text,
     p_instant bigint
 ) RETURNS TABLE (ord bigint, id text, state int, existing int, queue text, at int)
 LANGUAGE plpgsql SET search_path FROM CURRENT SET enable_seqscan = off SET enable_mergejoin = off
@@ -156,7 +174,11 @@ DECLARE
     c job;
     p job;
 BEGIN
-    PERFORM news_begun(p_foreign);
+    IF p_home IS NOT NULL AND NOT EXISTS (SELECT 1 FROM meta WHERE key = 'home' AND value = p_home) THEN
+        RETURN QUERY SELECT -4::bigint, NULL::text, 0, 0, NULL::text, 0;
+        RETURN;
+    END IF;
+    PERFORM news_begun(p_home IS NOT NULL);
     IF p_plain THEN
         SELECT array_agg(queue_made(u.name) ORDER BY u.o) INTO v_qs FROM unnest(p_queues) WITH ORDINALITY u(name, o);
         SELECT array_agg(v_qs[u.at] ORDER BY u.o) INTO v_all FROM unnest(p_at) WITH ORDINALITY u(at, o);

@@ -569,5 +569,6 @@ BEGIN
     INTO d FROM gone;
     IF d[1] IS NOT NULL THEN
         PERFORM counted(p_q, d);
+        UPDATE queue SET gone = false WHERE q = p_q AND gone;
     END IF;
 END $$;
