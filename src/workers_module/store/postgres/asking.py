@@ -79,10 +79,34 @@ def add_args(specs: Sequence[JobSpec], *, home: str | None, channel: str | None,
     ]
 
 
-ADD_TYPES: Final = (
-    "text[], int[], text[], bytea[], bytea[], bytea[], int[], boolean[], bigint[], bigint[], bigint[], int[], text[], "
-    "boolean[], smallint[], text[], text[], text[], int[], text[], text[], bigint[], boolean, text, text, bigint"
-).split(", ")
+ADD_TYPES: Final = [
+    "text[]",
+    "int[]",
+    "text[]",
+    "bytea[]",
+    "bytea[]",
+    "bytea[]",
+    "int[]",
+    "boolean[]",
+    "bigint[]",
+    "bigint[]",
+    "bigint[]",
+    "int[]",
+    "text[]",
+    "boolean[]",
+    "smallint[]",
+    "text[]",
+    "text[]",
+    "text[]",
+    "int[]",
+    "text[]",
+    "text[]",
+    "bigint[]",
+    "boolean",
+    "text",
+    "text",
+    "bigint",
+]
 """The types of `add_args`, for drivers that must be told."""
 
 
@@ -203,7 +227,7 @@ def schedule_args(changes: Sequence[PutSchedule | FireSlot | DropSchedule]) -> l
     """Return what ``schedule_1`` is asked, from ``p_kinds`` to ``p_key``."""
     rows = [_change(change) for change in changes]
     columns: list[list[Any]] = [list(column) for column in zip(*rows, strict=True)]
-    return columns if columns else [[] for _ in range(17)]
+    return columns or [[] for _ in range(17)]
 
 
 def _change(change: PutSchedule | FireSlot | DropSchedule) -> tuple[Any, ...]:

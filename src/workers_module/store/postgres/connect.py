@@ -210,7 +210,7 @@ class Pool:
             raise translate(error, place) from error
         except (asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, TimeoutError) as error:
             raise CutOffError(
-                f"{place}: the connection was lost in the middle of a call: {error or 'no reply'}"
+                f"{place}: the connection was lost in the middle of a call: {str(error) or 'no reply'}"
             ) from error
         finally:
             # A cancelled call has ended on the server, done or not, before this returns: what is asked next sees it.

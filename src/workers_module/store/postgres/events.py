@@ -115,7 +115,8 @@ class EventReader:
             found += [_event(row) for row in rows if row["kind"] is not None]
         if any(bound is None for bound in holes.values()):
             bound = await self._bound()
-            holes = {hole: bound if old is None else old for hole, old in holes.items()}
+            for hole, old in holes.items():
+                holes[hole] = bound if old is None else old
             while len(holes) > _MOST_HOLES:
                 del holes[min(holes)]
         self.cursor = Cursor(last, holes)

@@ -68,7 +68,7 @@ def add_inside_sync(tx: Any, sql: str, args: Sequence[Any], place: str, *, kinds
     raise ConfigurationError(f"tx={type(tx).__module__}.{type(tx).__qualname__}: the Postgres store takes {kinds} here")
 
 
-def _types(module: str, *names: str) -> tuple[type, ...]:
+def _types(module: str, *names: str) -> tuple[type[Any], ...]:
     """Return some types of a package; none when it was never imported."""
     loaded = sys.modules.get(module)
     return () if loaded is None else tuple(getattr(loaded, name) for name in names)

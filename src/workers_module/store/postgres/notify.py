@@ -1,7 +1,7 @@
 """Telling other processes that a queue has something new, and hearing it from them.
 
-A NOTIFY makes all commits of a server wait for each other, so it is never part of a transaction that changes jobs: after
-the commit the queue is marked, and one task sends what has been marked, at most every `DEBOUNCE` seconds.
+A NOTIFY makes all commits of a server wait for each other, so it is never part of a transaction that changes jobs:
+after the commit the queue is marked, and one task sends what has been marked, at most every `DEBOUNCE` seconds.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ _AGAIN_LAST: Final = 5.0
 _SEND: Final = "SELECT pg_notify($1, told) FROM unnest($2::text[]) told"
 
 Heard = Callable[[str | None, int], None]
-"""Called with a queue and how many jobs became ready there, 0 for events alone; None for: anything may have happened."""
+"""Called with a queue and how many jobs became ready there, 0 for events alone; None: anything may have happened."""
 
 
 def channel_of(schema: str) -> str:

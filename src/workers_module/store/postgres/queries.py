@@ -33,7 +33,8 @@ WHERE w.name = $1 ORDER BY c.i
 """
 _QUEUES: Final = """
 SELECT name FROM {s}.queue w WHERE NOT gone OR (
-    SELECT sum(waiting + delayed + active + completed + failed + parked + prioritized) FROM {s}.tally t WHERE t.q = w.q) > 0
+    SELECT sum(waiting + delayed + active + completed + failed + parked + prioritized) FROM {s}.tally t
+    WHERE t.q = w.q) > 0
 """
 _METRICS: Final = """
 SELECT m.kind, m.minute, sum(m.num)::bigint AS num, floor(extract(epoch FROM clock_timestamp()) * 1000)::bigint AS now

@@ -1,7 +1,7 @@
 """Rows as values of the contract."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from workers_module.job.events import Event
 from workers_module.job.record import ChildPolicy, JobRecord, ParentRef, Token
@@ -32,11 +32,36 @@ SETTLED: Final = (
     SettleCode.NOTHING_PENDING,
 )
 
-RECORD: Final = (
-    "n, seq, id, name, data, opts, priority, tags, attempts, max_attempts, crashes, fence, added, started, lifo, "
-    "on_crash, cancel, worker, parent_queue, parent_id, policy, schedule, dedup, deferred, progress, reason, trace, "
-    "result"
-).split(", ")
+RECORD: Final = [
+    "n",
+    "seq",
+    "id",
+    "name",
+    "data",
+    "opts",
+    "priority",
+    "tags",
+    "attempts",
+    "max_attempts",
+    "crashes",
+    "fence",
+    "added",
+    "started",
+    "lifo",
+    "on_crash",
+    "cancel",
+    "worker",
+    "parent_queue",
+    "parent_id",
+    "policy",
+    "schedule",
+    "dedup",
+    "deferred",
+    "progress",
+    "reason",
+    "trace",
+    "result",
+]
 """The columns all rows of jobs begin with."""
 _ACTIVE: Final = JobState.ACTIVE
 
@@ -45,7 +70,7 @@ def _text(raw: bytes | None) -> str | None:
     return None if raw is None else raw.decode("utf-8", "replace")
 
 
-def to_record(queue: str, row: Sequence[Any], state: JobState, due: int | None, ended: int | None) -> JobRecord:
+def to_record(queue: str, row: tuple[Any, ...], state: JobState, due: int | None, ended: int | None) -> JobRecord:
     """Turn a row that begins with the `RECORD` columns into a record."""
     (
         _,
@@ -78,7 +103,7 @@ def to_record(queue: str, row: Sequence[Any], state: JobState, due: int | None, 
         result,
     ) = row[:28]
     # By position, and past the keyword handling of the class: one is made for each claim.
-    values = (
+    values: tuple[Any, ...] = (
         queue,
         id_,
         name.decode(),
@@ -86,7 +111,7 @@ def to_record(queue: str, row: Sequence[Any], state: JobState, due: int | None, 
         data,
         opts,
         priority,
-        tuple(tags) if tags else (),
+        cast("tuple[str, ...]", tuple(tags)) if tags else (),
         attempts,
         max_attempts,
         crashes,

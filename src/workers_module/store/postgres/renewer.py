@@ -45,7 +45,8 @@ class PostgresRenewer:
         with self._guard:
             if self._portal is None:
                 self._portal = self._stack.enter_context(start_blocking_portal())
-            return self._portal.call(self._renew, args)
+            reply: RenewReply = self._portal.call(self._renew, args)
+            return reply
 
     async def _renew(self, args: Sequence[Any]) -> RenewReply:
         try:

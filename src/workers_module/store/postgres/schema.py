@@ -81,14 +81,16 @@ async def _meta(connection: Any, schema: str) -> dict[str, str]:
 async def _warnings(connection: Any) -> list[str]:
     row = await connection.fetchrow(
         "SELECT count(*) FILTER (WHERE xact_start < now() - interval '5 minutes') AS long, "
-        "count(*) FILTER (WHERE state LIKE 'idle in transaction%' AND application_name LIKE 'workers_module%') AS idle, "
+        "count(*) FILTER (WHERE state LIKE 'idle in transaction%' "
+        "AND application_name LIKE 'workers_module%') AS idle, "
         "current_setting('fsync') AS fsync "
         "FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND backend_type = 'client backend'"
     )
     warnings: list[str] = []
     if row["long"]:
         warnings.append(
-            f"{row['long']} transactions of this server are older than 5 minutes: vacuum is held back, and queues slow down."
+            f"{row['long']} transactions of this server are older than 5 minutes: vacuum is held back, and queues "
+            "slow down."
         )
     if row["idle"]:
         warnings.append(f"{row['idle']} sessions of this package are idle in a transaction.")

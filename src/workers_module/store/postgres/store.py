@@ -311,7 +311,7 @@ class PostgresStore:
             now: The instant, for tests.
 
         Raises:
-            ConfigurationError: ``tx`` is nothing this store knows, is in no transaction, or belongs to another database.
+            ConfigurationError: ``tx`` is nothing this store knows, is in no transaction, or in another database.
         """
         if self._info is None:
             raise StoreUnavailableError(f"{self._address.place}: this store is not open; await open() first")
@@ -365,8 +365,9 @@ class PostgresStore:
             *outcome_args(req.outcomes),
             self._instant(req.now),
         )
-        *claimed, last = rows
-        settled = [SETTLED[code] for code in last["codes"]]
+        claimed, last = rows[:-1], rows[-1]
+        codes: list[int] = last["codes"]
+        settled = [SETTLED[code] for code in codes]
         jobs = to_claims(req.queue, req.token, claimed)
         hint: int = last["hint"]
         if hint or jobs or SettleCode.OK in settled:
@@ -667,7 +668,8 @@ def read_added(specs: Sequence[JobSpec], rows: Sequence[Any]) -> list[Added]:
     if first[0] == -1:
         raise JobNotFoundError(first[4], first[1])
     if first[0] < 0:
-        spec = specs[first[5] - 1]
+        place: int = first[5]
+        spec = specs[place - 1]
         what = "names itself as its parent" if first[0] == -2 else f"is already a child of {first[4]}:{first[1]}"
         raise ConfigurationError(
             f"queue {spec.queue!r}: job {spec.id} {what}; give the child another id, or leave its parent out"

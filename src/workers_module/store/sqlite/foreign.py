@@ -233,7 +233,7 @@ def _run_sqlalchemy(connection: Any, guarded: "_Guarded[T]") -> T:
     return _drive(guarded, execute)
 
 
-def _sqlalchemy(name: str, *types: str) -> tuple[type, ...]:
+def _sqlalchemy(name: str, *types: str) -> tuple[type[Any], ...]:
     """Return some types of SQLAlchemy; none when their module was never imported."""
     module = sys.modules.get(f"sqlalchemy.{name}")
     return () if module is None else tuple(getattr(module, one) for one in types)

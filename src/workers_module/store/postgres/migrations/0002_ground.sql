@@ -2,6 +2,7 @@
 --
 -- What all operations share. Functions whose names end in a number are called from outside: such a name with other
 -- arguments gets another number. They set the search path and keep the planner to indexes; the others run inside them.
+-- A function in SQL that is no mere expression is planned at each call; so those are in PL/pgSQL.
 CREATE FUNCTION instant(at bigint) RETURNS bigint LANGUAGE sql VOLATILE AS $$
     SELECT coalesce(at, floor(extract(epoch FROM clock_timestamp()) * 1000)::bigint)
 $$;
@@ -40,7 +41,10 @@ BEGIN
     RETURN v_q;
 END $$;
 
-CREATE FUNCTION queue_found(p_name text) RETURNS int LANGUAGE sql STABLE AS $$ SELECT q FROM queue WHERE name = p_name $$;
+CREATE FUNCTION queue_found(p_name text) RETURNS int LANGUAGE plpgsql STABLE AS $$
+BEGIN
+    RETURN (SELECT q FROM queue WHERE name = p_name);
+END $$;
 
 -- Remember an id given from outside, so that none that is chosen will hit it.
 CREATE FUNCTION id_noted(p_q int, p_id text) RETURNS void LANGUAGE plpgsql AS $$
@@ -131,12 +135,13 @@ BEGIN
 END $$;
 
 -- How many jobs of a queue are in each state, indexed by 1 to 7.
-CREATE FUNCTION counts_of(p_q int) RETURNS bigint[] LANGUAGE sql STABLE AS $$
-    SELECT ARRAY[
+CREATE FUNCTION counts_of(p_q int) RETURNS bigint[] LANGUAGE plpgsql STABLE AS $$
+BEGIN
+    RETURN (SELECT ARRAY[
         coalesce(sum(waiting), 0), coalesce(sum(delayed), 0), coalesce(sum(active), 0), coalesce(sum(completed), 0),
         coalesce(sum(failed), 0), coalesce(sum(parked), 0), coalesce(sum(prioritized), 0)]::bigint[]
-    FROM tally WHERE q = p_q
-$$;
+        FROM tally WHERE q = p_q);
+END $$;
 
 -- Delete the rows whose events all lie outside the cap, and write down up to where.
 CREATE FUNCTION events_trimmed(p_q int) RETURNS void LANGUAGE plpgsql AS $$
@@ -192,17 +197,23 @@ BEGIN
     END IF;
 END $$;
 
-CREATE FUNCTION news_begun(p_foreign boolean DEFAULT false) RETURNS void LANGUAGE sql AS $$
-    SELECT set_config('workers_module.news', '', true),
-        set_config('workers_module.foreign', CASE WHEN p_foreign THEN 'on' ELSE 'off' END, true)
-$$;
+CREATE FUNCTION news_begun(p_foreign boolean DEFAULT false) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM set_config('workers_module.news', '', true);
+    PERFORM set_config('workers_module.foreign', CASE WHEN p_foreign THEN 'on' ELSE 'off' END, true);
+END $$;
 
 -- The names of the queues whose jobs or events changed in this call beside those it was about.
-CREATE FUNCTION news() RETURNS text[] LANGUAGE sql AS $$
-    SELECT coalesce(array_agg(name), '{}') FROM queue
-    WHERE q = ANY (string_to_array(trim(BOTH ',' FROM
-        replace(coalesce(current_setting('workers_module.news', true), ''), ',,', ',')), ',')::int[])
-$$;
+CREATE FUNCTION news() RETURNS text[] LANGUAGE plpgsql AS $$
+DECLARE
+    v_news text := coalesce(current_setting('workers_module.news', true), '');
+BEGIN
+    IF v_news = '' THEN
+        RETURN '{}';
+    END IF;
+    RETURN ARRAY(SELECT name FROM queue
+        WHERE q = ANY (string_to_array(trim(BOTH ',' FROM replace(v_news, ',,', ',')), ',')::int[]));
+END $$;
 
 CREATE FUNCTION raw(p_text text) RETURNS bytea LANGUAGE sql IMMUTABLE AS $$ SELECT convert_to(p_text, 'UTF8') $$;
 
@@ -440,7 +451,7 @@ BEGIN
     PERFORM recounted(j.q, shown(j.state, j.priority), NULL);
 END $$;
 
--- Delete ended jobs; how many. Others may be at the same rows: those are left to them.
+-- Delete ended jobs, which the caller has locked; how many.
 CREATE FUNCTION ended_deleted(p_q int, p_state int, p_ns bigint[]) RETURNS int LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 DECLARE
@@ -448,7 +459,10 @@ DECLARE
     v_gone int;
     v_hung bigint[];
 BEGIN
-    WITH gone AS (DELETE FROM job WHERE n = ANY (p_ns) AND q = p_q AND state = p_state RETURNING n, logged, children)
+    IF cardinality(p_ns) = 0 THEN
+        RETURN 0;
+    END IF;
+    WITH gone AS (DELETE FROM job WHERE n = ANY (p_ns) RETURNING n, logged, children)
     SELECT count(*), array_agg(n) FILTER (WHERE logged > 0 OR children > 0) INTO v_gone, v_hung FROM gone;
     IF v_gone > 0 THEN
         d[p_state] := -v_gone;
@@ -500,9 +514,12 @@ CREATE FUNCTION previous(j job) RETURNS text LANGUAGE sql IMMUTABLE AS $$
         shown(j.state, j.priority)]
 $$;
 
-CREATE FUNCTION keys_dropped(j job) RETURNS void LANGUAGE sql AS $$
-    DELETE FROM dedup WHERE q = j.q AND key = j.dedup AND id = j.id
-$$;
+CREATE FUNCTION keys_dropped(j job) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    IF j.dedup IS NOT NULL THEN
+        DELETE FROM dedup WHERE q = j.q AND key = j.dedup AND id = j.id;
+    END IF;
+END $$;
 
 -- A job after its pending children, theirs before them, all locked.
 CREATE FUNCTION family_of(j job) RETURNS SETOF job LANGUAGE plpgsql AS $$
@@ -580,7 +597,8 @@ BEGIN
 END $$;
 
 -- Whether a job is the one of its schedule's current slot.
-CREATE FUNCTION is_current(j job) RETURNS boolean LANGUAGE sql STABLE AS $$
-    SELECT j.schedule IS NOT NULL AND EXISTS (
-        SELECT 1 FROM schedule s WHERE s.q = j.q AND s.id = j.schedule AND j.id = 'repeat:' || s.id || ':' || s.slot)
-$$;
+CREATE FUNCTION is_current(j job) RETURNS boolean LANGUAGE plpgsql STABLE AS $$
+BEGIN
+    RETURN j.schedule IS NOT NULL AND EXISTS (
+        SELECT 1 FROM schedule s WHERE s.q = j.q AND s.id = j.schedule AND j.id = 'repeat:' || s.id || ':' || s.slot);
+END $$;

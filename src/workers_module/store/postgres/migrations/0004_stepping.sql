@@ -160,22 +160,32 @@ BEGIN
     RETURN cardinality(v_ns);
 END $$;
 
--- The best jobs of a set of tags, locked; others skip them.
-CREATE FUNCTION best(p_q int, p_tags text[], p_take bigint) RETURNS bigint[] LANGUAGE plpgsql AS $$
+-- The best jobs of some sets of tags, locked (others skip them), in order.
+CREATE FUNCTION best(p_q int, p_tags text[], p_take bigint, OUT ns bigint[], OUT ids text[], OUT high boolean[],
+    OUT deferred boolean[]) LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 DECLARE
     v_sets int[];
 BEGIN
     IF p_tags IS NULL THEN
-        RETURN ARRAY(SELECT n FROM job WHERE q = p_q AND state = 1 AND tagset = 0 ORDER BY priority, seq
-            LIMIT p_take FOR UPDATE SKIP LOCKED);
-    END IF;
-    v_sets := ARRAY(SELECT id FROM tagset WHERE q = p_q AND tags && p_tags);
-    RETURN ARRAY(
-        SELECT b.n FROM unnest(v_sets) t(id) CROSS JOIN LATERAL (
-            SELECT n, priority, seq FROM job WHERE q = p_q AND state = 1 AND tagset = t.id ORDER BY priority, seq
+        SELECT array_agg(b.n), array_agg(b.id), array_agg(b.priority > 0), array_agg(b.deferred IS NOT NULL)
+        INTO ns, ids, high, deferred
+        FROM (
+            SELECT n, id, priority, deferred FROM job WHERE q = p_q AND state = 1 AND tagset = 0 ORDER BY priority, seq
             LIMIT p_take FOR UPDATE SKIP LOCKED
-        ) b ORDER BY b.priority, b.seq LIMIT p_take);
+        ) b;
+    ELSE
+        v_sets := ARRAY(SELECT t.id FROM tagset t WHERE t.q = p_q AND t.tags && p_tags);
+        SELECT array_agg(c.n), array_agg(c.id), array_agg(c.priority > 0), array_agg(c.deferred IS NOT NULL)
+        INTO ns, ids, high, deferred
+        FROM (
+            SELECT b.n, b.id, b.priority, b.deferred FROM unnest(v_sets) t(id) CROSS JOIN LATERAL (
+                SELECT n, id, priority, seq, deferred FROM job WHERE q = p_q AND state = 1 AND tagset = t.id
+                ORDER BY priority, seq LIMIT p_take FOR UPDATE SKIP LOCKED
+            ) b ORDER BY b.priority, b.seq LIMIT p_take
+        ) c;
+    END IF;
+    ns := coalesce(ns, '{}');
 END $$;
 
 -- Settle outcomes, then claim. p_simple: all are Completed, of different jobs with a handle, and kept alike.
@@ -211,6 +221,8 @@ DECLARE
     v_ns bigint[] := '{}';
     v_held bigint[] := '{}';
     v_deferred boolean[];
+    v_ids text[];
+    v_highs boolean[];
     v_high int;
     v_freed int := 0;
     v_hint int := 0;
@@ -239,9 +251,10 @@ BEGIN
     -- Settle. The usual case, jobs that depend on nothing and complete, is one statement.
     IF v_count > 0 THEN
         IF p_simple AND v_count = (
-            SELECT count(*) FROM unnest(p_handles, p_tokens, p_ids) u(n, token, id)
-            JOIN job j ON j.n = u.n AND j.q = w.q AND j.id = u.id AND j.state = 3 AND j.token = u.token
-                AND j.parent_queue IS NULL AND j.dedup IS NULL AND j.children = 0 AND j.logged = 0
+            -- A token is there only while its job is active. No condition that another index has: that one may be
+            -- full of dead entries.
+            SELECT count(*) FROM unnest(p_handles, p_tokens) u(n, token) JOIN job j ON j.n = u.n
+            WHERE j.token = u.token AND j.parent_queue IS NULL AND j.dedup IS NULL AND j.children = 0 AND j.logged = 0
         ) THEN
             v_base := behind();
             IF p_keep_counts[1] = 0 THEN
@@ -336,13 +349,11 @@ BEGIN
         v_room := least(v_room, w.concurrency - (counts_of(w.q))[3]);
     END IF;
     IF v_room > 0 THEN
-        v_ns := best(w.q, p_tags, v_room);
+        SELECT b.ns, b.ids, b.high, b.deferred INTO v_ns, v_ids, v_highs, v_deferred FROM best(w.q, p_tags, v_room) b;
         IF v_rate IS NOT NULL AND cardinality(v_ns) > 0 THEN
             IF w.rate_until <= v_now THEN
                 w.rate_used := 0;
             END IF;
-            SELECT array_agg(j.deferred IS NOT NULL ORDER BY u.o) INTO v_deferred
-            FROM unnest(v_ns) WITH ORDINALITY u(n, o) JOIN job j ON j.n = u.n;
             FOR i IN 1 .. cardinality(v_ns) LOOP
                 IF w.rate_used >= v_rate THEN
                     v_ns := v_ns[1 : i - 1];
@@ -362,12 +373,19 @@ BEGIN
     IF cardinality(v_ns) > 0 THEN
         v_base := behind();
         -- Positions beyond the gap between two places are only met by claims of more than a thousand.
-        UPDATE job SET state = 3, seq = v_base + u.o, token = p_token, lease = v_now + p_lease, lapsed = NULL,
-            started = v_now, worker = p_worker, fence = job.fence + 1
-        FROM unnest(v_ns) WITH ORDINALITY u(n, o) WHERE job.n = u.n;
-        SELECT v_events || array_agg(ROW('active', j.id, NULL, 'waiting')::told ORDER BY u.o),
-            count(*) FILTER (WHERE j.priority > 0)
-        INTO v_events, v_high FROM unnest(v_ns) WITH ORDINALITY u(n, o) JOIN job j ON j.n = u.n;
+        RETURN QUERY WITH j AS (
+            UPDATE job SET state = 3, seq = v_base + u.o, token = p_token, lease = v_now + p_lease, lapsed = NULL,
+                started = v_now, worker = p_worker, fence = job.fence + 1
+            FROM unnest(v_ns) WITH ORDINALITY u(n, o) WHERE job.n = u.n
+            RETURNING job.*
+        )
+        SELECT j.n, j.seq, j.id, j.name, j.data, j.opts, j.priority, t.tags, j.attempts, j.max_attempts,
+            j.crashes, j.fence, j.added, j.started, j.lifo, j.on_crash, j.cancel, j.worker, j.parent_queue,
+            j.parent_id, j.policy, j.schedule, j.dedup, j.deferred, j.progress, j.reason, j.trace, j.result,
+            NULL::smallint[], NULL::bigint, NULL::boolean, NULL::bigint, NULL::int, NULL::boolean, NULL::text[]
+        FROM j LEFT JOIN tagset t ON t.id = j.tagset;
+        SELECT v_events || array_agg(ROW('active', u.id, NULL, 'waiting')::told), count(*) FILTER (WHERE u.high)
+        INTO v_events, v_high FROM unnest(v_ns, v_ids, v_highs) u(n, id, high) WHERE u.n IS NOT NULL;
         d := coalesce(d, zeros());
         d[1] := d[1] - cardinality(v_ns) + v_high;
         d[3] := d[3] + cardinality(v_ns);
@@ -422,13 +440,12 @@ BEGIN
     END IF;
     SELECT due INTO v_due FROM job WHERE job.q = w.q AND job.state = 2 ORDER BY due LIMIT 1;
     v_tagged := EXISTS (SELECT 1 FROM tagset WHERE tagset.q = w.q);
-    v_ns := v_held || v_ns;
-    IF cardinality(v_ns) > 0 THEN
+    IF cardinality(v_held) > 0 THEN
         RETURN QUERY SELECT j.n, j.seq, j.id, j.name, j.data, j.opts, j.priority, t.tags, j.attempts, j.max_attempts,
             j.crashes, j.fence, j.added, j.started, j.lifo, j.on_crash, j.cancel, j.worker, j.parent_queue,
             j.parent_id, j.policy, j.schedule, j.dedup, j.deferred, j.progress, j.reason, j.trace, j.result,
             NULL::smallint[], NULL::bigint, NULL::boolean, NULL::bigint, NULL::int, NULL::boolean, NULL::text[]
-        FROM unnest(v_ns) u(n) JOIN job j ON j.n = u.n LEFT JOIN tagset t ON t.id = j.tagset;
+        FROM unnest(v_held) u(n) JOIN job j ON j.n = u.n LEFT JOIN tagset t ON t.id = j.tagset;
     END IF;
     RETURN QUERY SELECT NULL::bigint, NULL::bigint, NULL::text, NULL::bytea, NULL::bytea, NULL::bytea, NULL::int,
         NULL::text[], NULL::int, NULL::int, NULL::int, NULL::int, NULL::bigint, NULL::bigint, NULL::boolean,
