@@ -62,7 +62,7 @@ class Notifier:
         again = _AGAIN_FIRST
         while True:
             try:
-                connection = await self._address.connect("wake-up")
+                connection = await self._connect()
             except WorkersError:
                 # Everybody looks by themselves meanwhile.
                 self._marked.clear()
@@ -76,6 +76,17 @@ class Notifier:
                 await asyncio.sleep(again)
             finally:
                 await _end(connection)
+
+    async def _connect(self) -> Any:
+        """Connect to the end, cancelled or not: the driver leaves a connection open that is given up half-way."""
+        connecting = asyncio.ensure_future(self._address.connect("wake-up"))
+        try:
+            return await asyncio.shield(connecting)
+        except asyncio.CancelledError:
+            await asyncio.wait([connecting])
+            if connecting.exception() is None:
+                await _end(connecting.result())
+            raise
 
     async def _serve(self, connection: Any) -> None:
         self._lost.clear()

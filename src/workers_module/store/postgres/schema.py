@@ -62,7 +62,10 @@ def needed(
 
 async def state_of(connection: Any, schema: str) -> SchemaState:
     """Return which migrations a schema has."""
-    if await connection.fetchval("SELECT to_regclass($1)", f'"{schema}".meta') is None:
+    # Not to_regclass: within a transaction that may remember that there was no such table.
+    if not await connection.fetchval(
+        "SELECT count(*) FROM pg_tables WHERE schemaname = $1 AND tablename = 'meta'", schema
+    ):
         return SchemaState(0, 0)
     found = await _meta(connection, schema)
     return SchemaState(int(found.get("schema", 0)), int(found.get("min_code", 0)))
@@ -81,7 +84,7 @@ async def _meta(connection: Any, schema: str) -> dict[str, str]:
 async def _warnings(connection: Any) -> list[str]:
     row = await connection.fetchrow(
         "SELECT count(*) FILTER (WHERE xact_start < now() - interval '5 minutes') AS long, "
-        "count(*) FILTER (WHERE state LIKE 'idle in transaction%' "
+        "count(*) FILTER (WHERE state LIKE 'idle in transaction%' AND state_change < now() - interval '1 minute' "
         "AND application_name LIKE 'workers_module%') AS idle, "
         "current_setting('fsync') AS fsync "
         "FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND backend_type = 'client backend'"
