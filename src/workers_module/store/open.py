@@ -10,6 +10,7 @@ from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 from workers_module.clock import Clock
 from workers_module.errors import ConfigurationError
 from workers_module.store.base import Store, StoreKind
+from workers_module.store.migrate import MigrationStatus
 
 Synchronous = Literal["full", "normal"]
 Migrate = Literal["auto", "check"]
@@ -97,6 +98,47 @@ def open_store(
             return _postgres(url, wish)
         case _:
             assert_never(named)
+
+
+def migrations_sql(kind: StoreKind, *, after: int = 0, up_to: int | None = None, name: str | None = None) -> str:
+    """Return the migrations of a kind of store as SQL, for people who apply them with tools of their own.
+
+    Args:
+        kind: The kind of store.
+        after: The schema the database has; 0 for none.
+        up_to: The schema it is to have; None for the newest.
+        name: Where it is: the schema in Postgres, the prefix of the tables in SQLite; None for the usual one.
+
+    Raises:
+        ConfigurationError: The kind has no migrations, or this code does not know these.
+    """
+    match kind:
+        case StoreKind.POSTGRES:
+            from workers_module.store.postgres import scripts  # noqa: PLC0415 - needs no driver
+
+            return scripts.whole_script(name or "workers_module", after, up_to)
+        case StoreKind.SQLITE:
+            from workers_module.store.sqlite import schema  # noqa: PLC0415 - as above
+
+            return schema.whole_script(name or "wm_", after, up_to)
+        case StoreKind.MEMORY | StoreKind.REDIS:
+            raise ConfigurationError(f"a {kind} store has no migrations; sqlite and postgres have")
+        case _:
+            assert_never(kind)
+
+
+async def migrations_status(url: str) -> MigrationStatus:
+    """Return which migrations the database behind a URL has, and which this code knows; nothing is changed.
+
+    Raises:
+        ConfigurationError: The URL names no store that has migrations.
+        StoreError: The database could not be read.
+    """
+    read = getattr(open_store(url), "migrations", None)
+    if read is None:
+        raise ConfigurationError("this store has no migrations; sqlite and postgres have")
+    status: MigrationStatus = await read()
+    return status
 
 
 def _split(url: str) -> SplitResult:

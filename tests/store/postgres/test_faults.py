@@ -221,17 +221,18 @@ async def test_a_server_that_is_not_there_is_unavailable(server: PostgresServer)
     await store.open()
     await add(store, "a")
     await anyio.to_thread.run_sync(server.stop)
-    for call in (
+    calls: list[Callable[[], Awaitable[object]]] = [
         lambda: store.add([spec("b")]),
         lambda: store.add([spec()]),
         lambda: store.step(step(1)),
         lambda: store.sweep(Sweep(queue=Q, interval_ms=1)),
         lambda: store.counts([Q]),
-    ):
+    ]
+    for call in calls:
         with anyio.fail_after(PATIENCE), pytest.raises(StoreUnavailableError):
             await call()
     renewer = store.renewer()
-    assert await anyio.to_thread.run_sync(renewer.renew, Q, [], 1_000) == RenewReply()
+    assert await anyio.to_thread.run_sync(renewer.renew, Q, list[Held](), 1_000) == RenewReply()
     with pytest.raises(StoreUnavailableError):
         await anyio.to_thread.run_sync(renewer.renew, Q, [held()], 1_000)
     await anyio.to_thread.run_sync(server.start)

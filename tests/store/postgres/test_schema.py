@@ -9,9 +9,10 @@ import pytest
 from tests.servers import shared_postgres
 from tests.store.helpers import add, numbers
 from workers_module.errors import ConfigurationError
+from workers_module.store.base import StoreKind
 from workers_module.store.migrate import read_migrations
-from workers_module.store.open import open_store
-from workers_module.store.postgres.schema import PACKAGE, status
+from workers_module.store.open import migrations_sql, migrations_status, open_store
+from workers_module.store.postgres.scripts import PACKAGE
 from workers_module.store.postgres.store import PostgresStore
 
 pytestmark = pytest.mark.postgres
@@ -40,15 +41,16 @@ async def test_ten_may_open_a_new_schema_at_once(fresh: tuple[str, str]) -> None
     assert await numbers(stores[0]) == {"waiting": 10}
     for store in stores:
         await store.close()
-    state, known = await status(url, schema=schema)
-    assert state.number == known[-1].number == KNOWN
+    assert (await stores[0].migrations()).state.number == KNOWN
 
 
 async def test_a_check_changes_nothing_and_says_what_to_run(fresh: tuple[str, str]) -> None:
     url, schema = fresh
     with pytest.raises(ConfigurationError, match=rf"schema 0, this code needs {KNOWN}.*workers migrations up"):
         await PostgresStore(url, schema=schema, migrate="check").open()
-    assert (await status(url, schema=schema))[0].number == 0
+    found = await migrations_status(f"{url}&schema={schema}")
+    assert (found.state.number, len(found.missing)) == (0, KNOWN)
+    assert schema in found.place
     store = PostgresStore(url, schema=schema)
     await store.open()
     await store.close()
@@ -73,6 +75,23 @@ async def test_a_newer_schema_is_used_if_it_allows_that(fresh: tuple[str, str], 
     else:
         with pytest.raises(ConfigurationError, match="Upgrade workers_module"):
             await store.open()
+
+
+async def test_migrations_may_be_applied_by_hand(fresh: tuple[str, str]) -> None:
+    url, schema = fresh
+    raw = await asyncpg.connect(url)
+    await raw.execute(migrations_sql(StoreKind.POSTGRES, up_to=2, name=schema))
+    assert (await migrations_status(f"{url}&schema={schema}")).state.number == 2
+    await raw.execute(migrations_sql(StoreKind.POSTGRES, after=2, name=schema))
+    await raw.close()
+    store = PostgresStore(url, schema=schema, migrate="check")
+    await store.open()
+    await add(store, "a")
+    assert await numbers(store) == {"waiting": 1}
+    await store.close()
+    assert (await migrations_status(f"{url}&schema={schema}")).missing == ()
+    with pytest.raises(ConfigurationError, match="no way back"):
+        migrations_sql(StoreKind.POSTGRES, after=3, up_to=2)
 
 
 async def test_a_url_names_schema_and_ways(fresh: tuple[str, str]) -> None:

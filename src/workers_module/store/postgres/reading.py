@@ -1,7 +1,7 @@
 """Rows as values of the contract."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from workers_module.job.events import Event
 from workers_module.job.record import ChildPolicy, JobRecord, ParentRef, Token
@@ -70,6 +70,10 @@ def _text(raw: bytes | None) -> str | None:
     return None if raw is None else raw.decode("utf-8", "replace")
 
 
+def _tags(raw: Sequence[str] | None) -> tuple[str, ...]:
+    return tuple(raw) if raw else ()
+
+
 def to_record(queue: str, row: tuple[Any, ...], state: JobState, due: int | None, ended: int | None) -> JobRecord:
     """Turn a row that begins with the `RECORD` columns into a record."""
     (
@@ -103,39 +107,40 @@ def to_record(queue: str, row: tuple[Any, ...], state: JobState, due: int | None
         result,
     ) = row[:28]
     # By position, and past the keyword handling of the class: one is made for each claim.
-    values: tuple[Any, ...] = (
-        queue,
-        id_,
-        name.decode(),
-        state,
-        data,
-        opts,
-        priority,
-        cast("tuple[str, ...]", tuple(tags)) if tags else (),
-        attempts,
-        max_attempts,
-        crashes,
-        fence,
-        added,
-        due,
-        started,
-        ended,
-        lifo,
-        "fail" if on_crash else "retry",
-        cancel,
-        _text(worker),
-        None if parent_queue is None else ParentRef(parent_queue, parent_id),
-        POLICIES[policy] if 0 <= policy < len(POLICIES) else ChildPolicy.FAIL_PARENT,
-        schedule,
-        dedup,
-        deferred,
-        progress,
-        _text(reason),
-        trace,
-        result,
+    return tuple.__new__(
+        JobRecord,
+        (
+            queue,
+            id_,
+            name.decode(),
+            state,
+            data,
+            opts,
+            priority,
+            _tags(tags),
+            attempts,
+            max_attempts,
+            crashes,
+            fence,
+            added,
+            due,
+            started,
+            ended,
+            lifo,
+            "fail" if on_crash else "retry",
+            cancel,
+            _text(worker),
+            None if parent_queue is None else ParentRef(parent_queue, parent_id),
+            POLICIES[policy] if 0 <= policy < len(POLICIES) else ChildPolicy.FAIL_PARENT,
+            schedule,
+            dedup,
+            deferred,
+            progress,
+            _text(reason),
+            trace,
+            result,
+        ),
     )
-    record: JobRecord = tuple.__new__(JobRecord, values)
-    return record
 
 
 def to_stored(queue: str, row: Any) -> JobRecord:

@@ -5,25 +5,20 @@ from typing import Any, Final
 import asyncpg
 
 from workers_module.errors import ConfigurationError
-from workers_module.store.migrate import MigrateMode, Migration, SchemaState, outstanding, read_migrations
+from workers_module.store.migrate import (
+    MigrateMode,
+    Migration,
+    MigrationStatus,
+    SchemaState,
+    outstanding,
+    read_migrations,
+)
 from workers_module.store.postgres.connect import Address, translate
+from workers_module.store.postgres.scripts import PACKAGE, script
 
-PACKAGE: Final = "workers_module.store.postgres"
 COMMAND: Final = "workers migrations up"
 OLDEST: Final = 130_000
 """The first version with ``pg_current_xact_id``, which readers of events need."""
-
-
-def script(migration: Migration, schema: str) -> str:
-    """Return a migration as SQL that applies it whole or not at all, and records it."""
-    return (
-        f'CREATE SCHEMA IF NOT EXISTS "{schema}";\n'
-        f'SET LOCAL search_path = "{schema}", pg_catalog;\n'
-        "CREATE TABLE IF NOT EXISTS meta (key text PRIMARY KEY, value text NOT NULL);\n"
-        f"{migration.sql}\n"
-        f"INSERT INTO meta (key, value) VALUES ('schema', '{migration.number}'), ('min_code', '{migration.min_code}')\n"
-        "ON CONFLICT (key) DO UPDATE SET value = excluded.value;\n"
-    )
 
 
 async def prepare(connection: Any, address: Address, mode: MigrateMode) -> tuple[str, ...]:
@@ -102,16 +97,16 @@ async def _warnings(connection: Any) -> list[str]:
     return warnings
 
 
-async def status(url: str, *, schema: str = "workers_module") -> tuple[SchemaState, tuple[Migration, ...]]:
+async def status(address: Address) -> MigrationStatus:
     """Return which migrations a database has, and those this code knows.
 
     Raises:
         StoreError: The server could not be reached or refuses this user.
     """
-    address = Address(url, schema=schema, pool_max=1, prepare=True)
     connection = await address.connect("migrations")
     try:
-        return await state_of(connection, schema), read_migrations(PACKAGE)
+        state = await state_of(connection, address.schema)
+        return MigrationStatus(place=address.place, state=state, known=read_migrations(PACKAGE))
     except asyncpg.PostgresError as error:
         raise translate(error, address.place) from error
     finally:

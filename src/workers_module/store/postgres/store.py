@@ -65,7 +65,7 @@ from workers_module.store.base import (
 )
 from workers_module.store.codec import dump_worker, load_definition, load_worker
 from workers_module.store.hub import Hub
-from workers_module.store.migrate import MigrateMode
+from workers_module.store.migrate import MigrateMode, MigrationStatus
 from workers_module.store.planning import CRASHED, check_specs, check_step
 from workers_module.store.postgres.asking import (
     action_args,
@@ -87,7 +87,7 @@ from workers_module.store.postgres.notify import Notifier, channel_of
 from workers_module.store.postgres.queries import Sql
 from workers_module.store.postgres.reading import SETTLED, SHOWN, SHOWN_CODES, to_claims, to_stored
 from workers_module.store.postgres.renewer import PostgresRenewer
-from workers_module.store.postgres.schema import home_of, prepare
+from workers_module.store.postgres.schema import home_of, prepare, status
 from workers_module.store.postgres.verifying import verify
 
 SCHEMA: Final = "workers_module"
@@ -202,6 +202,10 @@ class PostgresStore:
             warnings=warnings,
         )
         return self._info
+
+    async def migrations(self) -> MigrationStatus:
+        """Return which migrations the database has; the store need not be open, and nothing is changed."""
+        return await status(self._address)
 
     async def close(self) -> None:
         """Do what `Store.close` says."""

@@ -53,14 +53,14 @@ from workers_module.store.base import (
     WorkerOrder,
 )
 from workers_module.store.hub import Hub
-from workers_module.store.migrate import MigrateMode
+from workers_module.store.migrate import MigrateMode, MigrationStatus, SchemaState, read_migrations
 from workers_module.store.planning import check_step
 from workers_module.store.sqlite import adding, changing, queries, registry, schedules, stepping, sweeping
 from workers_module.store.sqlite.connect import Connection, Synchronous
 from workers_module.store.sqlite.faults import translate
 from workers_module.store.sqlite.foreign import run_inside, run_inside_sync
 from workers_module.store.sqlite.gate import Gate
-from workers_module.store.sqlite.schema import prepare
+from workers_module.store.sqlite.schema import PACKAGE, prepare, state_of
 from workers_module.store.sqlite.work import Ledger, Plan, Tagsets, Work
 from workers_module.store.sqlite.writer import Lane, MakePlan, Served
 
@@ -196,6 +196,23 @@ class SqliteStore:
                 raise StoreUnavailableError(f"SQLite file {path}: {error}") from error
             raise
         return opened[0], opened[1], opened[2], gate, warnings
+
+    async def migrations(self) -> MigrationStatus:
+        """Return which migrations the file has; the store need not be open, and nothing is changed."""
+        return await anyio.to_thread.run_sync(self._migrations)
+
+    def _migrations(self) -> MigrationStatus:
+        known = read_migrations(PACKAGE)
+        if not self._path.exists():
+            return MigrationStatus(place=str(self._path), state=SchemaState(0, 0), known=known)
+        try:
+            connection = Connection(self._path, self._prefix, synchronous=self._synchronous)
+            try:
+                return MigrationStatus(place=str(self._path), state=state_of(connection), known=known)
+            finally:
+                connection.close()
+        except sqlite3.Error as error:
+            raise translate(error, self._path) from error
 
     async def close(self) -> None:
         """Do what `Store.close` says."""
