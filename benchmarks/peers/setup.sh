@@ -17,7 +17,7 @@ for n in "${names[@]}"; do
   else
     [ -x "$home/venv/$n/bin/python" ] || "$py" -m venv "$home/venv/$n"
     if [ "$n" = ours ]; then
-      "$home/venv/$n/bin/pip" install -q -e "$here/../..[uvloop,hiredis]"
+      "$home/venv/$n/bin/pip" install -q -e "$here/../..[uvloop,hiredis,postgres]"
     else
       "$home/venv/$n/bin/pip" install -q -r "$here/requirements/$n.txt"
     fi

@@ -8,7 +8,7 @@ from uuid import uuid4
 
 import pytest
 
-from tests.servers import command, shared_cluster, shared_redis
+from tests.servers import command, empty_schema, shared_cluster, shared_redis
 from tests.store.helpers import Later, assert_sound
 from workers_module.clock import Clock, FrozenClock
 from workers_module.store.base import Store
@@ -65,10 +65,19 @@ def restricted_cluster() -> list[int]:
     return ports
 
 
+def postgres(folder: Path) -> Opener:
+    """Return the maker of clients of one empty schema on the server that all tests share."""
+    from workers_module.store.postgres.store import PostgresStore
+
+    url, schema = empty_schema()
+    return lambda clock: PostgresStore(url, schema=schema, clock=clock)
+
+
 PLACES = {
     "memory": memory,
     "sqlite": sqlite,
     "redis": redis,
+    "postgres": postgres,
 }
 
 

@@ -1,30 +1,29 @@
-"""A worker process for the tests of several processes on one SQLite file: claims, pretends to work, settles, sweeps.
+"""A worker process for the tests of several processes on one storage: claims, pretends to work, settles, sweeps.
 
-Usage: ``python process_worker.py FILE NAME LOG TAKE LEASE_MS SWEEP_MS``. It ends on the order ``stop``. For each job it
+Usage: ``python process_worker.py URL NAME LOG TAKE LEASE_MS SWEEP_MS``. It ends on the order ``stop``. For each job it
 writes a line to the log: ``start ID FENCE`` before the work, ``end ID FENCE CODE`` when the store has answered.
 """
 
 import asyncio
 import os
 import sys
-from pathlib import Path
 from typing import IO
 
 from workers_module.clock import Clock
 from workers_module.job.outcome import Completed
 from workers_module.job.record import Token
 from workers_module.store.base import Beat, Claimed, Settle, Step, Sweep, WorkerInfo
+from workers_module.store.open import open_store
 from workers_module.store.sqlite import checkpoints
-from workers_module.store.sqlite.store import SqliteStore
 
 QUEUE = "mail"
 BEAT_MS = 100
 
 
-async def work(path: Path, name: str, log: IO[str], take: int, lease_ms: int, sweep_ms: int) -> None:
+async def work(url: str, name: str, log: IO[str], take: int, lease_ms: int, sweep_ms: int) -> None:
     """Work until told to stop."""
     clock = Clock()
-    store = SqliteStore(path)
+    store = open_store(url)
     await store.open()
     info = WorkerInfo(id=name, host="here", pid=os.getpid(), version="1", started=clock.now_ms(), queues=(QUEUE,))
     calls = 0
@@ -59,11 +58,11 @@ async def work(path: Path, name: str, log: IO[str], take: int, lease_ms: int, sw
 
 def main() -> None:
     """Run the worker of the command line."""
-    path, name, log, take, lease_ms, sweep_ms = sys.argv[1:]
+    url, name, log, take, lease_ms, sweep_ms = sys.argv[1:]
     # Small, so that the processes' checkpoints meet.
     checkpoints.EVERY, checkpoints.RESTART = 20, 60  # type: ignore[misc]
     with open(log, "a", buffering=1, encoding="utf-8") as lines:
-        asyncio.run(work(Path(path), name, lines, int(take), int(lease_ms), int(sweep_ms)))
+        asyncio.run(work(url, name, lines, int(take), int(lease_ms), int(sweep_ms)))
 
 
 if __name__ == "__main__":

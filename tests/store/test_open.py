@@ -55,11 +55,18 @@ async def test_a_file_that_must_be_there(tmp_path: Path) -> None:
     assert not path.exists()
 
 
-def test_every_scheme_names_a_store_or_says_that_there_is_none() -> None:
-    for scheme, kind in SCHEMES.items():
-        if kind is StoreKind.POSTGRES:
-            with pytest.raises(ConfigurationError, match=f"this version has no {kind} store"):
-                open_store(f"{scheme}://user:hunter2@host/0")
+def test_every_scheme_names_a_store() -> None:
+    for scheme in SCHEMES:
+        assert open_store(f"{scheme}:///jobs.db" if scheme == "sqlite" else f"{scheme}://") is not None
+
+
+def test_a_store_whose_driver_is_not_installed_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def find(name: str) -> None:
+        assert name == "asyncpg"
+
+    monkeypatch.setattr("workers_module.store.open.find_spec", find)
+    with pytest.raises(ConfigurationError, match=r"pip install 'workers_module\[postgres\]'"):
+        open_store("postgresql://user:hunter2@host/db")
 
 
 @pytest.mark.parametrize(

@@ -27,14 +27,15 @@ PATIENCE = 60
 
 
 class Fleet:
-    """Worker processes on one file.
+    """Worker processes on one storage.
 
     Attributes:
         running: The processes by name.
     """
 
-    def __init__(self, folder: Path, *, take: int, lease_ms: int, sweep_ms: int) -> None:
+    def __init__(self, folder: Path, url: str, *, take: int, lease_ms: int, sweep_ms: int) -> None:
         self._folder = folder
+        self._url = url
         self._options = [str(take), str(lease_ms), str(sweep_ms)]
         self._started = 0
         self.running: dict[str, subprocess.Popen[bytes]] = {}
@@ -45,7 +46,7 @@ class Fleet:
         name = f"worker-{self._started}"
         log = self._folder / f"{name}.log"
         with (self._folder / f"{name}.err").open("wb") as errors:
-            command = [sys.executable, str(SCRIPT), str(self._folder / "jobs.db"), name, str(log), *self._options]
+            command = [sys.executable, str(SCRIPT), self._url, name, str(log), *self._options]
             self.running[name] = subprocess.Popen(command, stdout=errors, stderr=errors)
         return name
 
@@ -105,9 +106,9 @@ async def until(true: Callable[[], bool] | Callable[[], Awaitable[bool]]) -> Non
 
 
 @contextmanager
-def fleet(folder: Path, *, take: int, lease_ms: int, sweep_ms: int) -> Generator[Fleet]:
+def fleet(folder: Path, url: str, *, take: int, lease_ms: int, sweep_ms: int) -> Generator[Fleet]:
     """Start the processes, and leave none behind."""
-    fleet = Fleet(folder, take=take, lease_ms=lease_ms, sweep_ms=sweep_ms)
+    fleet = Fleet(folder, url, take=take, lease_ms=lease_ms, sweep_ms=sweep_ms)
     try:
         for _ in range(PROCESSES):
             fleet.start()
@@ -128,14 +129,10 @@ async def store(tmp_path: Path) -> AsyncIterator[SqliteStore]:
     await store.close()
 
 
-async def assert_clean(store: Store, folder: Path, total: int, cursor: str | None, *, crashes: bool) -> None:
+async def assert_clean(store: Store, total: int, cursor: str | None, *, crashes: bool) -> None:
     """Check that every job ended exactly once, by each of the four things that tell."""
     assert await numbers(store) == {"completed": total}
     await assert_sound(store)
-    with sqlite3.connect(folder / "jobs.db") as connection:
-        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
-    connection.close()
-
     assert (await store.metrics(Q)).completed.total == total
     async with listening(store, after=cursor) as ear:
         await store.publish(Q, [Event("end")])
@@ -150,6 +147,18 @@ async def assert_clean(store: Store, folder: Path, total: int, cursor: str | Non
         assert (record.fence, record.crashes, record.attempts_made) == (1 + record.crashes, stalls[record.id], 1)
 
 
+def assert_whole(folder: Path) -> None:
+    """Check the file itself."""
+    with sqlite3.connect(folder / "jobs.db") as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+    connection.close()
+
+
+def url_of(folder: Path) -> str:
+    """Return the URL of the test's file."""
+    return f"sqlite:///{folder / 'jobs.db'}"
+
+
 async def begin(store: Store) -> str | None:
     """Keep all events, and return where they begin."""
     await store.configure(Q, QueuePatch(event_cap=1_000_000))
@@ -159,8 +168,9 @@ async def begin(store: Store) -> str | None:
         return ear.cursor
 
 
-async def test_killed_processes_lose_nothing_and_end_nothing_twice(store: SqliteStore, tmp_path: Path) -> None:
-    kills, per_kill = 20, 60
+async def kill_and_replace(store: Store, folder: Path, url: str, *, kills: int) -> None:
+    """Let processes die in mid-work, and check that all is done once."""
+    per_kill = 60
     total = kills * per_kill * 2
     dice = random.Random(9)
     cursor = await begin(store)
@@ -169,7 +179,7 @@ async def test_killed_processes_lose_nothing_and_end_nothing_twice(store: Sqlite
     async def completed() -> int:
         return (await numbers(store)).get("completed", 0)
 
-    with fleet(tmp_path, take=5, lease_ms=800, sweep_ms=300) as workers, anyio.fail_after(PATIENCE):
+    with fleet(folder, url, take=5, lease_ms=800, sweep_ms=300) as workers, anyio.fail_after(PATIENCE):
         for n in range(kills):
             await store.add([spec(f"{added + m}") for m in range(per_kill * 2)])
             added += per_kill * 2
@@ -191,20 +201,25 @@ async def test_killed_processes_lose_nothing_and_end_nothing_twice(store: Sqlite
         await workers.stop(store)
         lines = workers.lines()
 
-    await assert_clean(store, tmp_path, total, cursor, crashes=True)
+    await assert_clean(store, total, cursor, crashes=True)
     accepted = Counter(line[1] for log in lines.values() for line in log if line[0] == "end" and line[3] == "ok")
     assert set(accepted.values()) == {1}
     starts = [(line[1], line[2]) for log in lines.values() for line in log if line[0] == "start"]
     assert len(starts) == len(set(starts)), "a run with one fence was started twice"
 
 
-async def share_a_backlog(store: SqliteStore, folder: Path, total: int, patience: int) -> None:
+async def test_killed_processes_lose_nothing_and_end_nothing_twice(store: SqliteStore, tmp_path: Path) -> None:
+    await kill_and_replace(store, tmp_path, url_of(tmp_path), kills=20)
+    assert_whole(tmp_path)
+
+
+async def share_a_backlog(store: Store, folder: Path, url: str, total: int, patience: int) -> None:
     """Let processes share a backlog from one moment on, and check it clean and fairly done."""
     cursor = await begin(store)
     await store.configure(Q, QueuePatch(paused=True))
     for n in range(0, total, 1_000):
         await store.add([spec(f"{m}") for m in range(n, min(n + 1_000, total))])
-    with fleet(folder, take=5, lease_ms=30_000, sweep_ms=500) as workers, anyio.fail_after(patience):
+    with fleet(folder, url, take=5, lease_ms=30_000, sweep_ms=500) as workers, anyio.fail_after(patience):
 
         async def all_here() -> bool:
             workers.assert_all_live()
@@ -221,7 +236,7 @@ async def share_a_backlog(store: SqliteStore, folder: Path, total: int, patience
         await workers.stop(store)
         lines = workers.lines()
 
-    await assert_clean(store, folder, total, cursor, crashes=False)
+    await assert_clean(store, total, cursor, crashes=False)
     starts = Counter(line[1] for log in lines.values() for line in log if line[0] == "start")
     assert len(starts) == total
     assert set(starts.values()) == {1}
@@ -233,9 +248,11 @@ async def share_a_backlog(store: SqliteStore, folder: Path, total: int, patience
 
 
 async def test_processes_share_a_backlog_fairly_without_doubles(store: SqliteStore, tmp_path: Path) -> None:
-    await share_a_backlog(store, tmp_path, 3_000, PATIENCE)
+    await share_a_backlog(store, tmp_path, url_of(tmp_path), 3_000, PATIENCE)
+    assert_whole(tmp_path)
 
 
 @pytest.mark.slow
 async def test_processes_share_a_large_backlog_fairly_without_doubles(store: SqliteStore, tmp_path: Path) -> None:
-    await share_a_backlog(store, tmp_path, 30_000, 10 * PATIENCE)
+    await share_a_backlog(store, tmp_path, url_of(tmp_path), 30_000, 10 * PATIENCE)
+    assert_whole(tmp_path)

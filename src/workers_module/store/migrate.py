@@ -38,6 +38,26 @@ class Migration:
     min_code: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MigrationStatus:
+    """What a database has, beside what this code knows.
+
+    Attributes:
+        place: The database, without secrets, for people.
+        state: Which migrations it has.
+        known: All migrations of this code, in order.
+    """
+
+    place: str
+    state: "SchemaState"
+    known: "tuple[Migration, ...]"
+
+    @property
+    def missing(self) -> "tuple[Migration, ...]":
+        """The migrations that are to be applied."""
+        return self.known[self.state.number :]
+
+
 @dataclass(frozen=True, slots=True)
 class SchemaState:
     """What a database says of its schema: the last migration applied (0: none) and the oldest code that may use it."""
@@ -67,6 +87,24 @@ def read_migrations(package: str) -> tuple[Migration, ...]:
         numbers = [migration.number for migration in found]
         raise ConfigurationError(f"{package}: migrations {numbers} have gaps or doubles; install the package again")
     return tuple(found)
+
+
+def between(migrations: Sequence[Migration], after: int, up_to: int | None) -> Sequence[Migration]:
+    """Return the migrations that lead from one schema to another.
+
+    Args:
+        migrations: All that this code knows.
+        after: The schema a database has; 0 for none.
+        up_to: The schema it is to have; None for the newest.
+
+    Raises:
+        ConfigurationError: This code does not know one of the two, or they are the wrong way round.
+    """
+    known = migrations[-1].number
+    end = known if up_to is None else up_to
+    if not 0 <= after <= end <= known:
+        raise ConfigurationError(f"from schema {after} to {end}: this code knows 0 to {known}, and no way back")
+    return migrations[after:end]
 
 
 def outstanding(

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from types import MappingProxyType
 from typing import Final, Literal, assert_never
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
@@ -10,6 +11,7 @@ from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 from workers_module.clock import Clock
 from workers_module.errors import ConfigurationError
 from workers_module.store.base import Store, StoreKind
+from workers_module.store.migrate import MigrationStatus
 
 Synchronous = Literal["full", "normal"]
 Migrate = Literal["auto", "check"]
@@ -32,7 +34,6 @@ SCHEMES: Final[Mapping[str, StoreKind]] = MappingProxyType(
 """URL scheme to the kind of store behind it."""
 
 _EXAMPLES: Final = "memory://, sqlite:///jobs.db, redis://host:6379/0 or postgresql://host/database"
-_HAS: Final = "memory://, sqlite:///jobs.db and redis://host:6379/0"
 _SCHEME: Final = re.compile(r"[A-Za-z0-9]+(\+[A-Za-z]+)?")
 _SQLITE_MODES: Final = {"rwc": True, "rw": False}
 
@@ -66,7 +67,8 @@ def open_store(
       too), ``redis+sentinel://host1:26379,host2:26379/mymaster/0`` the sentinels and what they call the master; both
       also with ``rediss``. Parameters: ``allow_eviction``, ``wait_replicas``, ``connections`` (see `RedisStore`),
       ``sentinel_username`` and ``sentinel_password``, and redis-py's (``ssl_ca_certs``, ``ssl_certfile``, …).
-    * ``postgres://``, ``postgresql://``: not in this version.
+    * ``postgresql://user:password@host/database``, ``postgres://``: parameters are asyncpg's, and ``schema=``,
+      ``pool_max=``, ``wakeup=poll``, ``prepare=off`` of the store. Needs the extra ``postgres``.
 
     Args:
         url: Where the jobs are.
@@ -105,9 +107,50 @@ def open_store(
         case StoreKind.REDIS:
             return _redis(url, wish)
         case StoreKind.POSTGRES:
-            raise ConfigurationError(f"this version has no {named} store; it has {_HAS}")
+            return _postgres(url, wish)
         case _:
             assert_never(named)
+
+
+def migrations_sql(kind: StoreKind, *, after: int = 0, up_to: int | None = None, name: str | None = None) -> str:
+    """Return the migrations of a kind of store as SQL, for people who apply them with tools of their own.
+
+    Args:
+        kind: The kind of store.
+        after: The schema the database has; 0 for none.
+        up_to: The schema it is to have; None for the newest.
+        name: Where it is: the schema in Postgres, the prefix of the tables in SQLite; None for the usual one.
+
+    Raises:
+        ConfigurationError: The kind has no migrations, or this code does not know these.
+    """
+    match kind:
+        case StoreKind.POSTGRES:
+            from workers_module.store.postgres import scripts  # noqa: PLC0415 - needs no driver
+
+            return scripts.whole_script(name or "workers_module", after, up_to)
+        case StoreKind.SQLITE:
+            from workers_module.store.sqlite import schema  # noqa: PLC0415 - as above
+
+            return schema.whole_script(name or "wm_", after, up_to)
+        case StoreKind.MEMORY | StoreKind.REDIS:
+            raise ConfigurationError(f"a {kind} store has no migrations; sqlite and postgres have")
+        case _:
+            assert_never(kind)
+
+
+async def migrations_status(url: str) -> MigrationStatus:
+    """Return which migrations the database behind a URL has, and which this code knows; nothing is changed.
+
+    Raises:
+        ConfigurationError: The URL names no store that has migrations.
+        StoreError: The database could not be read.
+    """
+    read = getattr(open_store(url), "migrations", None)
+    if read is None:
+        raise ConfigurationError("this store has no migrations; sqlite and postgres have")
+    status: MigrationStatus = await read()
+    return status
 
 
 def _split(url: str) -> SplitResult:
@@ -161,3 +204,11 @@ def _redis(url: str, wish: _Wish) -> Store:
     from workers_module.store.redis.store import RedisStore  # noqa: PLC0415 - as above
 
     return RedisStore(url, prefix=wish.prefix, clock=wish.clock)
+
+
+def _postgres(url: str, wish: _Wish) -> Store:
+    if find_spec("asyncpg") is None:
+        raise ConfigurationError("a Postgres store needs asyncpg: pip install 'workers_module[postgres]'")
+    from workers_module.store.postgres.open import from_url  # noqa: PLC0415 - as above
+
+    return from_url(url, clock=wish.clock, migrate=wish.migrate)

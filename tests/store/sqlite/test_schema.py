@@ -11,7 +11,9 @@ import pytest
 from tests.store.helpers import PATIENCE, add, numbers, run
 from workers_module.clock import FrozenClock
 from workers_module.errors import ConfigurationError
+from workers_module.store.base import StoreKind
 from workers_module.store.migrate import Migration, read_migrations
+from workers_module.store.open import migrations_sql, migrations_status
 from workers_module.store.sqlite import schema
 from workers_module.store.sqlite.store import SqliteStore
 
@@ -222,3 +224,23 @@ async def test_a_migration_that_fails_changes_nothing(
 def test_statements_are_cut_where_they_end() -> None:
     script = "-- note; here\nCREATE TABLE a (\n  b TEXT DEFAULT ';'\n);\n\nCREATE INDEX c\n  ON a (b);\n"
     assert [one.split()[-1] for one in schema.statements(script)] == [");", "(b);"]
+
+
+async def test_migrations_may_be_applied_by_hand(path: Path) -> None:
+    url = f"sqlite:///{path}?prefix=jobs_"
+    before = await migrations_status(url)
+    assert (before.state.number, before.missing) == (0, before.known)
+    assert not path.exists()
+    raw = sqlite3.connect(path)
+    raw.executescript(migrations_sql(StoreKind.SQLITE, name="jobs_"))
+    raw.close()
+    assert (await migrations_status(url)).missing == ()
+    store = SqliteStore(path, prefix="jobs_", migrate="check")
+    await store.open()
+    await add(store, "a")
+    assert await numbers(store) == {"waiting": 1}
+    await store.close()
+    with pytest.raises(ConfigurationError, match="no migrations"):
+        migrations_sql(StoreKind.REDIS)
+    with pytest.raises(ConfigurationError, match="no migrations"):
+        await migrations_status("memory://")

@@ -203,6 +203,29 @@ async def test_a_refused_call_leaves_the_transaction_as_it_was(
     await assert_sound(store)
 
 
+@pytest.mark.parametrize("kind", [plain, untouched, by_hand, core, orm], ids=lambda kind: kind.__name__)
+async def test_the_same_without_await(store: SqliteStore, orders: None, path: Path, kind: Kind) -> None:
+    for good in (True, False):
+        async with kind(path) as (tx, finish):
+            (added,) = store.add_sync([spec(f"{good}", tags=("eu",))], tx=tx)
+            assert (added.id, added.existing) == (f"{good}", None)
+            await end(finish, good)
+    assert await ids_in(store) == ["True"]
+    assert count_orders(path) == 1
+    await assert_sound(store)
+
+
+async def test_an_asynchronous_connection_is_refused_where_nothing_is_awaited(store: SqliteStore, path: Path) -> None:
+    async with aiosqlite.connect(path) as connection:
+        with pytest.raises(ConfigurationError, match=r"aiosqlite.*none that is asynchronous"):
+            store.add_sync([spec("a")], tx=connection)
+
+
+async def test_a_store_that_is_not_open_adds_nothing(path: Path) -> None:
+    with pytest.raises(StoreUnavailableError, match="not open"):
+        SqliteStore(path).add_sync([spec("a")], tx=object())
+
+
 @each_kind
 async def test_the_commit_wakes_a_sleeper(live: SqliteStore, orders: None, path: Path, kind: Kind) -> None:
     woken: list[str] = []

@@ -7,7 +7,7 @@ import asyncio
 import sqlite3
 import sys
 from collections.abc import Callable, Coroutine, Generator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -17,6 +17,7 @@ from workers_module.store.sqlite.work import Many, Plan, Rows, Statement
 
 T = TypeVar("T")
 
+_SYNC_KINDS: Final = "a sqlite3 connection, or a Session or Connection of SQLAlchemy, none that is asynchronous"
 _KINDS: Final = "a sqlite3 or aiosqlite connection, or a Session or Connection of SQLAlchemy, asynchronous ones as well"
 
 
@@ -27,18 +28,38 @@ async def run_inside(tx: object, plan: Callable[[], Plan[T]], *, prefix: str, pa
         ConfigurationError: ``tx`` is nothing this store knows, is in no transaction, or belongs to another file.
     """
     guarded = _guarded(plan, prefix=prefix, path=path)
-    try:
-        if isinstance(tx, sqlite3.Connection):
-            return _run_sqlite(tx, guarded)
+    with _ours(path):
         aiosqlite = sys.modules.get("aiosqlite")
         if aiosqlite is not None and isinstance(tx, aiosqlite.Connection):
             return await _whole(_run_aiosqlite(tx, guarded))
-        connection = await _sqlalchemy_connection(tx)
-        run_sync = getattr(connection, "run_sync", None)
-        if run_sync is not None:
-            return await _whole(run_sync(_run_sqlalchemy, guarded))
-        if connection is not None:
-            return _run_sqlalchemy(connection, guarded)
+        connection: Any = tx
+        if isinstance(tx, _sqlalchemy("ext.asyncio", "AsyncSession", "async_scoped_session")):
+            connection = await connection.connection()
+        if isinstance(connection, _sqlalchemy("ext.asyncio", "AsyncConnection")):
+            return await _whole(connection.run_sync(_run_sqlalchemy, guarded))
+        return _run_blocking(tx, guarded, _KINDS)
+
+
+def run_inside_sync(tx: object, plan: Callable[[], Plan[T]], *, prefix: str, path: Path) -> T:
+    """Do what `run_inside` does, with connections that block."""
+    with _ours(path):
+        return _run_blocking(tx, _guarded(plan, prefix=prefix, path=path), _SYNC_KINDS)
+
+
+def _run_blocking(tx: Any, guarded: "_Guarded[T]", kinds: str) -> T:
+    if isinstance(tx, sqlite3.Connection):
+        return _run_sqlite(tx, guarded)
+    connection = tx.connection() if isinstance(tx, _sqlalchemy("orm", "Session", "scoped_session")) else tx
+    if isinstance(connection, _sqlalchemy("engine", "Connection")):
+        return _run_sqlalchemy(connection, guarded)
+    raise ConfigurationError(f"tx={type(tx).__module__}.{type(tx).__qualname__}: the SQLite store takes {kinds}")
+
+
+@contextmanager
+def _ours(path: Path) -> Generator[None]:
+    """Turn the driver's errors into ours, also where SQLAlchemy has wrapped them."""
+    try:
+        yield
     except sqlite3.Error as error:
         raise translate(error, path) from error
     except Exception as error:
@@ -46,7 +67,6 @@ async def run_inside(tx: object, plan: Callable[[], Plan[T]], *, prefix: str, pa
         if isinstance(cause, sqlite3.Error):
             raise translate(cause, path) from error
         raise
-    raise ConfigurationError(f"tx={type(tx).__module__}.{type(tx).__qualname__}: the SQLite store takes {_KINDS}")
 
 
 class _Begin:
@@ -213,18 +233,7 @@ def _run_sqlalchemy(connection: Any, guarded: "_Guarded[T]") -> T:
     return _drive(guarded, execute)
 
 
-def _sqlalchemy(name: str, *types: str) -> tuple[type, ...]:
+def _sqlalchemy(name: str, *types: str) -> tuple[type[Any], ...]:
     """Return some types of SQLAlchemy; none when their module was never imported."""
     module = sys.modules.get(f"sqlalchemy.{name}")
     return () if module is None else tuple(getattr(module, one) for one in types)
-
-
-async def _sqlalchemy_connection(tx: Any) -> Any:
-    """Return the connection of a SQLAlchemy object; None when ``tx`` is none."""
-    session = tx
-    if isinstance(tx, _sqlalchemy("ext.asyncio", "AsyncSession", "async_scoped_session")):
-        return await session.connection()
-    if isinstance(tx, _sqlalchemy("orm", "Session", "scoped_session")):
-        return session.connection()
-    kinds = (*_sqlalchemy("engine", "Connection"), *_sqlalchemy("ext.asyncio", "AsyncConnection"))
-    return tx if isinstance(tx, kinds) else None

@@ -1,15 +1,17 @@
+# ruff: noqa: S608 - statements are put together from constants of this package and the checked prefix alone
 """Making a file ready: pragmas that stay in it, and migrations."""
 
 import sqlite3
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from workers_module.store.migrate import MigrateMode, Migration, SchemaState, outstanding, read_migrations
+from workers_module.store.migrate import MigrateMode, Migration, SchemaState, between, outstanding, read_migrations
 from workers_module.store.sqlite.connect import Connection
 
 PACKAGE: Final = "workers_module.store.sqlite"
 COMMAND: Final = "workers migrations up"
 _TRIES: Final = 50
+_META: Final = "CREATE TABLE IF NOT EXISTS wm_meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID"
 
 
 def prepare(connection: Connection, *, mode: MigrateMode, place: str) -> tuple[str, ...]:
@@ -89,12 +91,21 @@ def _migrate(connection: Connection, *, mode: MigrateMode, place: str) -> None:
             return
 
 
+def whole_script(prefix: str, after: int, up_to: int | None) -> str:
+    """Return what leads from one schema to another as SQL, a transaction each."""
+    pieces = between(read_migrations(PACKAGE), after, up_to)
+    return "".join(
+        f"-- {piece.number:04} {piece.name}\nBEGIN IMMEDIATE;\n{_META};\n{piece.sql}\n"
+        f"INSERT OR REPLACE INTO wm_meta (key, value) VALUES ('schema', '{piece.number}'), "
+        f"('min_code', '{piece.min_code}');\nCOMMIT;\n\n"
+        for piece in pieces
+    ).replace("wm_", prefix)
+
+
 def apply(connection: Connection, migration: Migration) -> None:
     """Apply one migration in the transaction that is open."""
     execute = connection.raw.execute
-    execute(
-        connection.sql("CREATE TABLE IF NOT EXISTS wm_meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID")
-    )
+    execute(connection.sql(_META))
     for statement in statements(migration.sql):
         execute(connection.sql(statement))
     marks: Sequence[tuple[str, int]] = (("schema", migration.number), ("min_code", migration.min_code))

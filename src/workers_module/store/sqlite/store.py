@@ -5,7 +5,7 @@ import os
 import re
 import sqlite3
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -53,15 +53,15 @@ from workers_module.store.base import (
     WorkerOrder,
 )
 from workers_module.store.hub import Hub
-from workers_module.store.migrate import MigrateMode
+from workers_module.store.migrate import MigrateMode, MigrationStatus, SchemaState, read_migrations
 from workers_module.store.planning import check_step
 from workers_module.store.sqlite import adding, changing, queries, registry, schedules, stepping, sweeping
 from workers_module.store.sqlite.checkpoints import Checkpointer
 from workers_module.store.sqlite.connect import Connection, Synchronous
 from workers_module.store.sqlite.faults import translate
-from workers_module.store.sqlite.foreign import run_inside
+from workers_module.store.sqlite.foreign import run_inside, run_inside_sync
 from workers_module.store.sqlite.gate import Gate
-from workers_module.store.sqlite.schema import prepare
+from workers_module.store.sqlite.schema import PACKAGE, prepare, state_of
 from workers_module.store.sqlite.work import Ledger, Plan, Tagsets, Work
 from workers_module.store.sqlite.writer import Lane, MakePlan, Served
 
@@ -200,6 +200,23 @@ class SqliteStore:
             raise
         return opened[0], opened[1], opened[2], gate, warnings
 
+    async def migrations(self) -> MigrationStatus:
+        """Return which migrations the file has; the store need not be open, and nothing is changed."""
+        return await anyio.to_thread.run_sync(self._migrations)
+
+    def _migrations(self) -> MigrationStatus:
+        known = read_migrations(PACKAGE)
+        if not self._path.exists():
+            return MigrationStatus(place=str(self._path), state=SchemaState(0, 0), known=known)
+        try:
+            connection = Connection(self._path, self._prefix, synchronous=self._synchronous)
+            try:
+                return MigrationStatus(place=str(self._path), state=state_of(connection), known=known)
+            finally:
+                connection.close()
+        except sqlite3.Error as error:
+            raise translate(error, self._path) from error
+
     async def close(self) -> None:
         """Do what `Store.close` says."""
         if self._opening is not None:
@@ -313,6 +330,29 @@ class SqliteStore:
         if tx is None:
             return await self._write(lambda work: adding.add(work, specs), now)
         self._check()
+        return await run_inside(tx, self._adding(specs, now), prefix=self._prefix, path=self._path)
+
+    def add_sync(
+        self, specs: Sequence[JobSpec], *, tx: object, notify: bool = True, now: int | None = None
+    ) -> list[Added]:
+        """Store jobs inside a synchronous transaction of the application's; they exist exactly if it commits.
+
+        Args:
+            specs: As in `add`.
+            tx: A sqlite3 connection, or a Session or Connection of SQLAlchemy; from any thread.
+            notify: Nothing here: whoever waits sees each commit to the file.
+            now: The instant, for tests.
+
+        Raises:
+            ConfigurationError: ``tx`` is nothing this store knows, is in no transaction, or belongs to another file.
+        """
+        del notify
+        if self._info is None:
+            raise StoreUnavailableError(f"SQLite store {self._path} is not open; await open() first")
+        return run_inside_sync(tx, self._adding(specs, now), prefix=self._prefix, path=self._path)
+
+    def _adding(self, specs: Sequence[JobSpec], now: int | None) -> Callable[[], Plan[list[Added]]]:
+        """Return what adds in a transaction that is not the writer's."""
         ledger = Ledger()
         work = Work(self._clock.now_ms() if now is None else now, Tagsets(), ledger)
 
@@ -321,7 +361,7 @@ class SqliteStore:
             yield from ledger.flush()
             return added
 
-        return await run_inside(tx, plan, prefix=self._prefix, path=self._path)
+        return plan
 
     # --- working ------------------------------------------------------------------------------------------------------
 

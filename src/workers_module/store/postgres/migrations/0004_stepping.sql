@@ -1,0 +1,591 @@
+-- min_code: 4
+--
+-- The consumer's calls: settle, make due jobs ready, claim, renew; and the sweep.
+
+CREATE FUNCTION is_held(j job, p_token text, p_fence int, p_now bigint) RETURNS boolean LANGUAGE sql IMMUTABLE AS $$
+    SELECT coalesce(j.state = 3 AND (j.token = p_token OR (j.fence = p_fence AND j.lease <= p_now)), false)
+$$;
+
+-- Write a job's new state after a run; its lease and the request to cancel it end.
+CREATE FUNCTION left_active(j job, p_state int, p_seq bigint) RETURNS void LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+BEGIN
+    UPDATE job SET state = p_state, seq = p_seq, token = NULL, lease = NULL, lapsed = NULL, cancel = false WHERE n = j.n;
+    PERFORM recounted(j.q, 3, shown(p_state, j.priority));
+END $$;
+
+-- Put a job off, or behind the others at once.
+CREATE FUNCTION put_off(j job, p_delay bigint, p_now bigint) RETURNS void LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+BEGIN
+    IF p_delay <= 0 THEN
+        PERFORM left_active(j, 1, CASE WHEN j.lifo AND j.priority = 0 THEN ahead() ELSE behind() END);
+        PERFORM tell(j.q, 'waiting', j.id, NULL, 'active');
+    ELSE
+        PERFORM left_active(j, 2, behind());
+        UPDATE job SET due = p_now + p_delay WHERE n = j.n;
+        PERFORM tell(j.q, 'delayed', j.id, raw((p_now + p_delay)::text), NULL);
+    END IF;
+END $$;
+
+-- Settle one outcome: kind 0 Completed (a: result), 1 Failed (a: reason), 2 Retry (a: reason), 3 Snooze, 4 Release,
+-- 5 WaitChildren. Codes: 0 ok, 1 missing, 2 already, 3 lease lost, 4 pending, 5 child failed, 6 nothing pending.
+CREATE FUNCTION settled_one(
+    p_q int, p_queue text, p_id text, p_handle bigint, p_token text, p_fence int, p_kind int, p_a bytea, p_trace bytea,
+    p_delay bigint, p_child text, p_keep bigint, p_now bigint
+) RETURNS int LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+DECLARE
+    j job;
+BEGIN
+    IF p_handle IS NOT NULL THEN
+        SELECT * INTO j FROM job WHERE n = p_handle AND q = p_q AND id = p_id FOR UPDATE;
+    END IF;
+    IF j.n IS NULL THEN
+        SELECT * INTO j FROM job WHERE q = p_q AND id = p_id FOR UPDATE;
+    END IF;
+    IF j.n IS NULL THEN
+        RETURN 1;
+    END IF;
+    IF NOT is_held(j, p_token, p_fence, p_now) THEN
+        IF j.state = 3 OR j.fence <> p_fence THEN
+            RETURN 3;
+        END IF;
+        RETURN CASE WHEN CASE p_kind WHEN 0 THEN j.state = 4 WHEN 1 THEN j.state = 5 ELSE j.state NOT IN (4, 5) END
+            THEN 2 ELSE 3 END;
+    END IF;
+    IF p_kind = 0 THEN
+        IF j.broken > 0 THEN
+            RETURN 5;
+        ELSIF j.pending > 0 THEN
+            RETURN 4;
+        END IF;
+        IF j.dedup IS NOT NULL THEN
+            PERFORM key_freed(j, p_now);
+        END IF;
+        PERFORM child_completed(p_queue, j, p_a, p_now);
+        IF p_keep = 0 THEN
+            PERFORM deleted(j);
+        ELSE
+            PERFORM left_active(j, 4, behind());
+            UPDATE job SET ended = p_now, attempts = attempts + 1, result = p_a WHERE n = j.n;
+        END IF;
+        PERFORM tell(p_q, 'completed', j.id, p_a, 'active');
+    ELSIF p_kind = 1 THEN
+        IF j.dedup IS NOT NULL THEN
+            PERFORM key_freed(j, p_now);
+        END IF;
+        PERFORM child_failed(p_queue, j, p_a, p_now);
+        IF p_keep = 0 THEN
+            PERFORM deleted(j);
+        ELSE
+            PERFORM left_active(j, 5, behind());
+            UPDATE job SET ended = p_now, attempts = attempts + 1, deferred = NULL, reason = p_a,
+                trace = coalesce(p_trace, trace) WHERE n = j.n;
+        END IF;
+        PERFORM tell(p_q, 'failed', j.id, p_a, 'active');
+        IF j.attempts + 1 >= j.max_attempts THEN
+            PERFORM tell(p_q, 'retries-exhausted', j.id, raw((j.attempts + 1)::text), NULL);
+        END IF;
+    ELSIF p_kind = 2 THEN
+        UPDATE job SET attempts = attempts + 1, reason = p_a, trace = coalesce(p_trace, trace) WHERE n = j.n;
+        PERFORM put_off(j, p_delay, p_now);
+    ELSIF p_kind = 3 THEN
+        PERFORM put_off(j, p_delay, p_now);
+    ELSIF p_kind = 4 THEN
+        PERFORM left_active(j, 1, ahead());
+        PERFORM tell(p_q, 'waiting', j.id, NULL, 'active');
+    ELSE
+        IF j.broken > 0 THEN
+            RETURN 5;
+        END IF;
+        IF (CASE WHEN p_child IS NULL THEN j.pending = 0
+            ELSE NOT EXISTS (SELECT 1 FROM dep WHERE parent = j.n AND state = 0 AND id = p_child) END) THEN
+            RETURN 6;
+        END IF;
+        PERFORM left_active(j, 6, behind());
+        UPDATE job SET delay = 0 WHERE n = j.n;
+        PERFORM tell(p_q, 'waiting-children', j.id, NULL, 'active');
+    END IF;
+    RETURN 0;
+END $$;
+
+CREATE FUNCTION measured(p_q int, p_kind int, p_num int, p_minutes int, p_now bigint) RETURNS void LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+DECLARE
+    v_minute bigint := p_now / 60000;
+    v_slot int := pg_backend_pid() % 16;
+BEGIN
+    INSERT INTO metric AS m (q, kind, minute, slot, num) VALUES
+        (p_q, p_kind, v_minute, v_slot, p_num), (p_q, p_kind, -1, v_slot, p_num)
+    ON CONFLICT (q, kind, minute, slot) DO UPDATE SET num = m.num + excluded.num;
+    INSERT INTO metric AS m (q, kind, minute, slot, num) VALUES (p_q, p_kind, -2, 0, v_minute)
+    ON CONFLICT (q, kind, minute, slot) DO NOTHING;
+    IF NOT EXISTS (SELECT 1 FROM metric WHERE q = p_q AND kind = p_kind AND minute = -3 AND slot = 0 AND num = p_minutes) THEN
+        INSERT INTO metric AS m (q, kind, minute, slot, num) VALUES (p_q, p_kind, -3, 0, p_minutes)
+        ON CONFLICT (q, kind, minute, slot) DO UPDATE SET num = excluded.num;
+    END IF;
+    -- Once a minute and connection is enough: what is too old is not shown.
+    DELETE FROM metric WHERE q = p_q AND kind = p_kind AND minute >= 0 AND minute < v_minute - p_minutes;
+END $$;
+
+-- Make due jobs ready, in the order of their instants; how many.
+CREATE FUNCTION promoted(p_q int, p_limit bigint, p_now bigint) RETURNS int LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+DECLARE
+    v_ns bigint[];
+    v_events told[];
+    v_high int;
+    v_base bigint;
+    d bigint[] := zeros();
+BEGIN
+    v_ns := ARRAY(SELECT n FROM job WHERE q = p_q AND state = 2 AND due <= p_now ORDER BY due, seq
+        LIMIT p_limit FOR UPDATE SKIP LOCKED);
+    IF cardinality(v_ns) = 0 THEN
+        RETURN 0;
+    END IF;
+    v_base := behind();
+    WITH ready AS (
+        UPDATE job SET state = 1, due = NULL, seq = v_base + CASE WHEN u.o < 1024 THEN u.o ELSE behind() - v_base END
+        FROM unnest(v_ns) WITH ORDINALITY u(n, o) WHERE job.n = u.n
+        RETURNING u.o, job.id, job.priority
+    )
+    SELECT array_agg(ROW('waiting', id, NULL, 'delayed')::told ORDER BY o), count(*) FILTER (WHERE priority > 0)
+    INTO v_events, v_high FROM ready;
+    d[1] := cardinality(v_ns) - v_high;
+    d[2] := -cardinality(v_ns);
+    d[7] := v_high;
+    PERFORM counted(p_q, d);
+    PERFORM written(p_q, v_events);
+    RETURN cardinality(v_ns);
+END $$;
+
+-- The best jobs of some sets of tags, locked (others skip them), in order.
+CREATE FUNCTION best(p_q int, p_tags text[], p_take bigint, OUT ns bigint[], OUT ids text[], OUT high boolean[],
+    OUT deferred boolean[]) LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+DECLARE
+    v_sets int[];
+BEGIN
+    IF p_tags IS NULL THEN
+        SELECT array_agg(b.n), array_agg(b.id), array_agg(b.priority > 0), array_agg(b.deferred IS NOT NULL)
+        INTO ns, ids, high, deferred
+        FROM (
+            SELECT n, id, priority, deferred FROM job WHERE q = p_q AND state = 1 AND tagset = 0 ORDER BY priority, seq
+            LIMIT p_take FOR UPDATE SKIP LOCKED
+        ) b;
+    ELSE
+        v_sets := ARRAY(SELECT t.id FROM tagset t WHERE t.q = p_q AND t.tags && p_tags);
+        SELECT array_agg(c.n), array_agg(c.id), array_agg(c.priority > 0), array_agg(c.deferred IS NOT NULL)
+        INTO ns, ids, high, deferred
+        FROM (
+            SELECT b.n, b.id, b.priority, b.deferred FROM unnest(v_sets) t(id) CROSS JOIN LATERAL (
+                SELECT n, id, priority, seq, deferred FROM job WHERE q = p_q AND state = 1 AND tagset = t.id
+                ORDER BY priority, seq LIMIT p_take FOR UPDATE SKIP LOCKED
+            ) b ORDER BY b.priority, b.seq LIMIT p_take
+        ) c;
+    END IF;
+    ns := coalesce(ns, '{}');
+END $$;
+
+-- Settle outcomes, then claim. p_simple: all are Completed, of different jobs with a handle, and kept alike.
+-- Rows out: the claimed jobs by seq, and one with n null that holds all else.
+CREATE FUNCTION step_1(
+    p_queue text, p_worker bytea, p_token text, p_take int, p_lease bigint, p_tags text[], p_rate bigint,
+    p_window bigint, p_metrics int, p_resume boolean, p_ids text[], p_handles bigint[], p_tokens text[],
+    p_fences int[], p_kinds smallint[], p_a bytea[], p_traces bytea[], p_delays bigint[], p_children text[],
+    p_keep_counts bigint[], p_keep_ages bigint[], p_keep_limits bigint[], p_simple boolean, p_instant bigint
+) RETURNS TABLE (
+    n bigint, seq bigint, id text, name bytea, data bytea, opts bytea, priority int, tags text[], attempts int,
+    max_attempts int, crashes int, fence int, added bigint, started bigint, lifo boolean, on_crash boolean,
+    cancel boolean, worker bytea, parent_queue text, parent_id text, policy smallint, schedule text, dedup text,
+    deferred text, progress bytea, reason bytea, trace bytea, result bytea,
+    codes smallint[], wake_at bigint, paused boolean, now bigint, hint int, tagged boolean, news text[]
+) LANGUAGE plpgsql SET search_path FROM CURRENT SET enable_seqscan = off SET enable_hashjoin = off
+SET enable_mergejoin = off SET jit = off SET plan_cache_mode = force_generic_plan AS $$
+#variable_conflict use_column
+DECLARE
+    v_now bigint := instant(p_instant);
+    w queue;
+    v_count int := cardinality(p_ids);
+    v_codes smallint[] := '{}';
+    v_code smallint;
+    v_done bigint[];
+    v_ended int[] := '{0,0}';
+    v_events told[] := '{}';
+    v_base bigint;
+    v_promoted int;
+    v_rate bigint := p_rate;
+    v_window bigint := p_window;
+    v_room bigint;
+    v_ns bigint[] := '{}';
+    v_held bigint[] := '{}';
+    v_deferred boolean[];
+    v_ids text[];
+    v_highs boolean[];
+    v_high int;
+    v_freed int := 0;
+    v_hint int := 0;
+    v_tagged boolean := false;
+    v_closed bigint;
+    v_due bigint;
+    k record;
+    d bigint[];
+    c bigint[];
+BEGIN
+    SELECT * INTO w FROM queue WHERE queue.name = p_queue;
+    IF NOT FOUND THEN
+        RETURN QUERY SELECT NULL::bigint, NULL::bigint, NULL::text, NULL::bytea, NULL::bytea, NULL::bytea, NULL::int,
+            NULL::text[], NULL::int, NULL::int, NULL::int, NULL::int, NULL::bigint, NULL::bigint, NULL::boolean,
+            NULL::boolean, NULL::boolean, NULL::bytea, NULL::text, NULL::text, NULL::smallint, NULL::text, NULL::text,
+            NULL::text, NULL::bytea, NULL::bytea, NULL::bytea, NULL::bytea,
+            array_fill(1::smallint, ARRAY[v_count]), NULL::bigint, false, v_now, 0, false, '{}'::text[];
+        RETURN;
+    END IF;
+    PERFORM news_begun();
+    IF p_take > 0 AND NOT w.paused AND (w.concurrency IS NOT NULL OR w.rate_max IS NOT NULL OR p_rate IS NOT NULL) THEN
+        -- Whoever claims under a limit does so alone.
+        SELECT * INTO w FROM queue WHERE queue.q = w.q FOR UPDATE;
+    END IF;
+
+    -- Settle. The usual case, jobs that depend on nothing and complete, is one statement.
+    IF v_count > 0 THEN
+        IF p_simple AND v_count = (
+            -- A token is there only while its job is active. No condition that another index has: that one may be
+            -- full of dead entries.
+            SELECT count(*) FROM unnest(p_handles, p_tokens) u(n, token) JOIN job j ON j.n = u.n
+            WHERE j.token = u.token AND j.parent_queue IS NULL AND j.dedup IS NULL AND j.children = 0 AND j.logged = 0
+        ) THEN
+            v_base := behind();
+            IF p_keep_counts[1] = 0 THEN
+                WITH gone AS (
+                    DELETE FROM job USING unnest(p_handles, p_tokens) WITH ORDINALITY u(n, token, o)
+                    WHERE job.n = u.n AND job.token = u.token AND job.children = 0 AND job.dedup IS NULL
+                        AND job.parent_queue IS NULL
+                    RETURNING u.o
+                ) SELECT array_agg(o ORDER BY o) INTO v_done FROM gone;
+            ELSE
+                WITH ended AS (
+                    UPDATE job SET state = 4, ended = v_now, seq = v_base + u.o, attempts = job.attempts + 1,
+                        token = NULL, lease = NULL, lapsed = NULL, cancel = false, result = u.result
+                    FROM unnest(p_handles, p_tokens, p_a) WITH ORDINALITY u(n, token, result, o)
+                    WHERE job.n = u.n AND job.token = u.token AND job.children = 0 AND job.dedup IS NULL
+                        AND job.parent_queue IS NULL
+                    RETURNING u.o
+                ) SELECT array_agg(o ORDER BY o) INTO v_done FROM ended;
+            END IF;
+            SELECT array_agg(ROW('completed', u.id, u.a, 'active')::told ORDER BY u.o) INTO v_events
+            FROM unnest(p_ids, p_a) WITH ORDINALITY u(id, a, o) WHERE u.o = ANY (v_done);
+            v_events := coalesce(v_events, '{}');
+            v_ended[1] := coalesce(cardinality(v_done), 0);
+            d := zeros();
+            d[3] := -v_ended[1];
+            IF p_keep_counts[1] IS DISTINCT FROM 0 THEN
+                d[4] := v_ended[1];
+            END IF;
+        END IF;
+        IF v_ended[1] = v_count THEN
+            v_codes := array_fill(0::smallint, ARRAY[v_count]);
+            IF w.concurrency IS NOT NULL THEN
+                v_freed := v_count;
+            END IF;
+        ELSE
+            IF d IS NOT NULL THEN
+                PERFORM counted(w.q, d);
+                PERFORM written(w.q, v_events);
+                v_events := '{}';
+                d := NULL;
+            END IF;
+            -- The rows other calls may want as well, in one order.
+            PERFORM 1 FROM job WHERE job.n IN (
+                SELECT j.n FROM unnest(p_ids) u(id) JOIN job j ON j.q = w.q AND j.id = u.id
+                UNION
+                SELECT p.n FROM unnest(p_ids) u(id) JOIN job j ON j.q = w.q AND j.id = u.id
+                JOIN queue pq ON pq.name = j.parent_queue JOIN job p ON p.q = pq.q AND p.id = j.parent_id
+            ) ORDER BY job.n FOR UPDATE;
+            FOR i IN 1 .. v_count LOOP
+                IF i = ANY (v_done) THEN
+                    v_codes[i] := 0;
+                    CONTINUE;
+                END IF;
+                v_code := settled_one(w.q, p_queue, p_ids[i], p_handles[i], p_tokens[i], p_fences[i], p_kinds[i], p_a[i],
+                    p_traces[i], p_delays[i], p_children[i], p_keep_counts[i], v_now);
+                v_codes[i] := v_code;
+                IF v_code = 0 AND p_kinds[i] < 2 THEN
+                    v_ended[p_kinds[i] + 1] := v_ended[p_kinds[i] + 1] + 1;
+                ELSIF v_code = 0 AND (p_kinds[i] = 4 OR (p_kinds[i] IN (2, 3) AND p_delays[i] <= 0)) THEN
+                    v_hint := v_hint + 1;
+                END IF;
+                IF v_code = 0 THEN
+                    v_freed := v_freed + 1;
+                END IF;
+            END LOOP;
+        END IF;
+    END IF;
+
+    v_promoted := promoted(w.q, 2 * p_take + 100, v_now);
+
+    IF p_resume THEN
+        v_held := ARRAY(SELECT job.n FROM job WHERE job.q = w.q AND job.state = 3 AND job.token = p_token);
+        UPDATE job SET lease = v_now + p_lease, lapsed = NULL WHERE job.n = ANY (v_held);
+    END IF;
+
+    -- Claim as far as pause, concurrency and windows let.
+    IF w.rate_max IS NOT NULL AND w.rate_ms IS NOT NULL THEN
+        v_rate := w.rate_max;
+        v_window := coalesce(p_window, w.rate_ms);
+    END IF;
+    IF w.rate_until > v_now AND w.rate_used >= coalesce(v_rate, 9007199254740991) THEN
+        v_closed := w.rate_until;
+    END IF;
+    v_room := p_take - cardinality(v_held);
+    IF w.paused OR v_closed IS NOT NULL THEN
+        v_room := 0;
+    ELSIF w.concurrency IS NOT NULL AND v_room > 0 THEN
+        IF d IS NOT NULL THEN
+            PERFORM counted(w.q, d);
+            d := NULL;
+        END IF;
+        v_room := least(v_room, w.concurrency - (counts_of(w.q))[3]);
+    END IF;
+    IF v_room > 0 THEN
+        SELECT b.ns, b.ids, b.high, b.deferred INTO v_ns, v_ids, v_highs, v_deferred FROM best(w.q, p_tags, v_room) b;
+        IF v_rate IS NOT NULL AND cardinality(v_ns) > 0 THEN
+            IF w.rate_until <= v_now THEN
+                w.rate_used := 0;
+            END IF;
+            FOR i IN 1 .. cardinality(v_ns) LOOP
+                IF w.rate_used >= v_rate THEN
+                    v_ns := v_ns[1 : i - 1];
+                    EXIT;
+                END IF;
+                -- A job that will only be failed uses no start.
+                IF NOT v_deferred[i] THEN
+                    w.rate_used := w.rate_used + 1;
+                    IF w.rate_used = 1 THEN
+                        w.rate_until := v_now + v_window;
+                    END IF;
+                END IF;
+            END LOOP;
+            UPDATE queue SET rate_used = w.rate_used, rate_until = w.rate_until WHERE queue.q = w.q;
+        END IF;
+    END IF;
+    IF cardinality(v_ns) > 0 THEN
+        v_base := behind();
+        -- Positions beyond the gap between two places are only met by claims of more than a thousand.
+        RETURN QUERY WITH j AS (
+            UPDATE job SET state = 3, seq = v_base + u.o, token = p_token, lease = v_now + p_lease, lapsed = NULL,
+                started = v_now, worker = p_worker, fence = job.fence + 1
+            FROM unnest(v_ns) WITH ORDINALITY u(n, o) WHERE job.n = u.n
+            RETURNING job.*
+        )
+        SELECT j.n, j.seq, j.id, j.name, j.data, j.opts, j.priority, t.tags, j.attempts, j.max_attempts,
+            j.crashes, j.fence, j.added, j.started, j.lifo, j.on_crash, j.cancel, j.worker, j.parent_queue,
+            j.parent_id, j.policy, j.schedule, j.dedup, j.deferred, j.progress, j.reason, j.trace, j.result,
+            NULL::smallint[], NULL::bigint, NULL::boolean, NULL::bigint, NULL::int, NULL::boolean, NULL::text[]
+        FROM j LEFT JOIN tagset t ON t.id = j.tagset;
+        SELECT v_events || array_agg(ROW('active', u.id, NULL, 'waiting')::told), count(*) FILTER (WHERE u.high)
+        INTO v_events, v_high FROM unnest(v_ns, v_ids, v_highs) u(n, id, high) WHERE u.n IS NOT NULL;
+        d := coalesce(d, zeros());
+        d[1] := d[1] - cardinality(v_ns) + v_high;
+        d[3] := d[3] + cardinality(v_ns);
+        d[7] := d[7] - v_high;
+        IF cardinality(v_ns) >= 1024 THEN
+            PERFORM nextval('place') FROM generate_series(1, cardinality(v_ns) / 1024);
+        END IF;
+    END IF;
+    IF d IS NOT NULL THEN
+        PERFORM counted(w.q, d);
+    END IF;
+    PERFORM written(w.q, v_events);
+
+    IF p_metrics > 0 THEN
+        FOR i IN 1 .. 2 LOOP
+            IF v_ended[i] > 0 THEN
+                PERFORM measured(w.q, i - 1, v_ended[i], p_metrics, v_now);
+            END IF;
+        END LOOP;
+    END IF;
+    IF v_ended[1] + v_ended[2] > 0 THEN
+        FOR k IN
+            SELECT DISTINCT u.kind, u.count, u.age, u.limit_
+            FROM unnest(p_kinds, p_keep_counts, p_keep_ages, p_keep_limits, v_codes) u(kind, count, age, limit_, code)
+            WHERE u.code = 0 AND u.kind < 2 AND u.count IS DISTINCT FROM 0 AND (u.count IS NOT NULL OR u.age IS NOT NULL)
+        LOOP
+            PERFORM retained(w.q, 4 + k.kind, k.count, k.age, k.limit_, v_now);
+        END LOOP;
+    END IF;
+
+    -- Counting costs a look at all slots, so it is done only when the answer may matter.
+    IF cardinality(v_ns) = 0 AND v_ended[1] + v_ended[2] > 0 OR v_hint + v_promoted + v_freed > 0
+        OR v_closed IS NOT NULL OR (v_rate IS NOT NULL AND w.rate_used >= v_rate) OR news() <> '{}' THEN
+        c := counts_of(w.q);
+        IF v_ended[1] + v_ended[2] > 0 AND c[1] + c[7] + c[3] = 0 AND NOT (p_take > 0 AND c[2] > 0) THEN
+            PERFORM written(w.q, ARRAY[ROW('drained', NULL, NULL, NULL)::told]);
+        END IF;
+        IF w.concurrency IS NULL THEN
+            v_freed := 0;
+        END IF;
+        IF NOT w.paused THEN
+            v_hint := least(c[1] + c[7], v_hint + v_promoted + greatest(v_freed - cardinality(v_ns), 0));
+        ELSE
+            v_hint := 0;
+        END IF;
+        IF v_closed IS NULL AND w.rate_until > v_now AND w.rate_used >= coalesce(v_rate, 9007199254740991) THEN
+            v_closed := w.rate_until;
+        END IF;
+        IF c[1] + c[7] = 0 THEN
+            v_closed := NULL;
+        END IF;
+    END IF;
+    SELECT due INTO v_due FROM job WHERE job.q = w.q AND job.state = 2 ORDER BY due LIMIT 1;
+    v_tagged := EXISTS (SELECT 1 FROM tagset WHERE tagset.q = w.q);
+    IF cardinality(v_held) > 0 THEN
+        RETURN QUERY SELECT j.n, j.seq, j.id, j.name, j.data, j.opts, j.priority, t.tags, j.attempts, j.max_attempts,
+            j.crashes, j.fence, j.added, j.started, j.lifo, j.on_crash, j.cancel, j.worker, j.parent_queue,
+            j.parent_id, j.policy, j.schedule, j.dedup, j.deferred, j.progress, j.reason, j.trace, j.result,
+            NULL::smallint[], NULL::bigint, NULL::boolean, NULL::bigint, NULL::int, NULL::boolean, NULL::text[]
+        FROM unnest(v_held) u(n) JOIN job j ON j.n = u.n LEFT JOIN tagset t ON t.id = j.tagset;
+    END IF;
+    RETURN QUERY SELECT NULL::bigint, NULL::bigint, NULL::text, NULL::bytea, NULL::bytea, NULL::bytea, NULL::int,
+        NULL::text[], NULL::int, NULL::int, NULL::int, NULL::int, NULL::bigint, NULL::bigint, NULL::boolean,
+        NULL::boolean, NULL::boolean, NULL::bytea, NULL::text, NULL::text, NULL::smallint, NULL::text, NULL::text,
+        NULL::text, NULL::bytea, NULL::bytea, NULL::bytea, NULL::bytea,
+        v_codes, least(v_due, v_closed), w.paused, v_now, v_hint, v_tagged, news();
+END $$;
+
+CREATE FUNCTION renew_1(p_queue text, p_ids text[], p_tokens text[], p_fences int[], p_lease bigint, p_instant bigint)
+RETURNS TABLE (lost text[], cancelled text[]) LANGUAGE plpgsql SET search_path FROM CURRENT SET enable_seqscan = off
+SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off SET plan_cache_mode = force_generic_plan AS $$
+#variable_conflict use_column
+DECLARE
+    v_now bigint := instant(p_instant);
+    v_q int := queue_found(p_queue);
+    v_ns bigint[];
+    v_lost text[];
+    v_kept bigint[];
+    v_cancelled text[];
+BEGIN
+    -- To lose a renewal in a crash is harmless; a claim must not be lost.
+    PERFORM set_config('synchronous_commit', 'off', true);
+    v_ns := ARRAY(SELECT j.n FROM unnest(p_ids) u(id) JOIN job j ON j.q = v_q AND j.id = u.id);
+    v_ns := ARRAY(SELECT n FROM job WHERE n = ANY (v_ns) ORDER BY n FOR NO KEY UPDATE);
+    SELECT array_agg(u.id ORDER BY u.o) FILTER (WHERE j.n IS NULL), array_agg(j.n) FILTER (WHERE j.n IS NOT NULL)
+    INTO v_lost, v_kept
+    FROM unnest(p_ids, p_tokens, p_fences) WITH ORDINALITY u(id, token, fence, o)
+    LEFT JOIN job j ON j.n = ANY (v_ns) AND j.id = u.id AND is_held(j, u.token, u.fence, v_now);
+    WITH kept AS (
+        UPDATE job SET lease = v_now + p_lease, lapsed = NULL WHERE n = ANY (v_kept) RETURNING id, cancel
+    )
+    SELECT array_agg(id) INTO v_cancelled FROM kept WHERE cancel;
+    RETURN QUERY SELECT coalesce(v_lost, '{}'), coalesce(v_cancelled, '{}');
+END $$;
+
+CREATE FUNCTION sweep_1(p_queue text, p_interval bigint, p_crashes int, p_completed_age bigint, p_failed_age bigint,
+    p_crashed text, p_instant bigint)
+RETURNS TABLE (recovered text[], idle text[], wake_at bigint, more boolean, now bigint, hint int, news text[])
+LANGUAGE plpgsql SET search_path FROM CURRENT SET enable_seqscan = off SET enable_hashjoin = off
+SET enable_mergejoin = off SET jit = off SET plan_cache_mode = force_generic_plan AS $$
+#variable_conflict use_column
+DECLARE
+    v_now bigint := instant(p_instant);
+    v_stop timestamptz := clock_timestamp() + interval '50 milliseconds';
+    v_q int;
+    v_swept bigint;
+    v_paused boolean;
+    v_recovered text[] := '{}';
+    v_idle text[] := '{}';
+    v_events told[] := '{}';
+    v_hint int := 0;
+    v_some int;
+    v_over boolean;
+    v_due bigint;
+    v_ages bigint[] := ARRAY[p_completed_age, p_failed_age];
+    v_more boolean := false;
+    d bigint[] := zeros();
+    j job;
+BEGIN
+    SELECT q, paused INTO v_q, v_paused FROM queue WHERE name = p_queue;
+    IF NOT FOUND THEN
+        RETURN QUERY SELECT '{}'::text[], '{}'::text[], NULL::bigint, false, v_now, 0, '{}'::text[];
+        RETURN;
+    END IF;
+    PERFORM news_begun();
+    IF pg_try_advisory_xact_lock(hashtextextended(current_schema() || '.sweep', v_q)) THEN
+        SELECT swept INTO v_swept FROM upkeep WHERE q = v_q;
+    END IF;
+    IF v_swept IS NULL OR (v_swept BETWEEN 0 AND v_now AND v_now < v_swept + p_interval) THEN
+        SELECT due INTO v_due FROM job WHERE q = v_q AND state = 2 ORDER BY due LIMIT 1;
+        RETURN QUERY SELECT '{}'::text[], '{}'::text[], v_due, false, v_now, 0, '{}'::text[];
+        RETURN;
+    END IF;
+
+    -- Jobs whose lease this look and one an interval ago found run out. The last started goes in front first, so that
+    -- in the end the first started stands before it.
+    FOR j IN
+        SELECT * FROM job WHERE q = v_q AND state = 3 AND lease <= v_now AND lapsed <= v_now - p_interval
+        ORDER BY seq DESC FOR UPDATE SKIP LOCKED
+    LOOP
+        v_over := j.on_crash OR (j.crashes + 1 >= p_crashes
+            AND (j.schedule IS NULL OR NOT EXISTS (SELECT 1 FROM schedule WHERE q = v_q AND id = j.schedule)));
+        UPDATE job SET state = 1, seq = ahead(), token = NULL, lease = NULL, lapsed = NULL, cancel = false,
+            crashes = crashes + 1, deferred = CASE WHEN v_over THEN p_crashed ELSE deferred END
+        WHERE n = j.n;
+        d[3] := d[3] - 1;
+        d[shown(1, j.priority)] := d[shown(1, j.priority)] + 1;
+        v_events := v_events || ROW('waiting', j.id, NULL, 'active')::told || ROW('stalled', j.id, NULL, NULL)::told;
+        v_recovered := j.id || v_recovered;
+        IF clock_timestamp() > v_stop THEN
+            v_more := true;
+            EXIT;
+        END IF;
+    END LOOP;
+    PERFORM counted(v_q, d);
+    PERFORM written(v_q, v_events);
+    UPDATE job SET lapsed = v_now WHERE n = ANY (ARRAY(
+        SELECT n FROM job WHERE q = v_q AND state = 3 AND lease <= v_now AND lapsed IS NULL ORDER BY n FOR UPDATE SKIP LOCKED));
+
+    LOOP
+        v_some := promoted(v_q, 200, v_now);
+        v_hint := v_hint + v_some;
+        EXIT WHEN v_some < 200 OR clock_timestamp() > v_stop;
+    END LOOP;
+    DELETE FROM dedup WHERE q = v_q AND until <= v_now;
+    FOR i IN 1 .. 2 LOOP
+        IF v_ages[i] IS NOT NULL THEN
+            FOR k IN 1 .. 5 LOOP
+                v_some := ended_deleted(v_q, 3 + i, oldest(v_q, 3 + i, v_now - v_ages[i], 200));
+                EXIT WHEN v_some < 200 OR clock_timestamp() > v_stop;
+            END LOOP;
+        END IF;
+    END LOOP;
+    DELETE FROM lock WHERE name IN (SELECT name FROM lock WHERE until <= v_now FOR UPDATE SKIP LOCKED);
+    PERFORM events_trimmed(v_q);
+    PERFORM folded(v_q);
+    v_more := v_more OR clock_timestamp() > v_stop;
+    v_idle := ARRAY(SELECT s.id FROM schedule s WHERE s.q = v_q AND NOT s.paused AND NOT EXISTS (
+        SELECT 1 FROM job j WHERE j.q = v_q AND j.id = 'repeat:' || s.id || ':' || s.slot AND j.state NOT IN (4, 5))
+        ORDER BY s.n);
+    UPDATE upkeep SET swept = CASE WHEN v_more THEN -1 ELSE v_now END WHERE q = v_q;
+    v_hint := CASE WHEN v_paused THEN 0 ELSE v_hint + cardinality(v_recovered) END;
+    SELECT due INTO v_due FROM job WHERE q = v_q AND state = 2 ORDER BY due LIMIT 1;
+    RETURN QUERY SELECT v_recovered, v_idle, v_due, v_more, v_now, v_hint, news();
+END $$;
+
+-- Fold the counters that transactions of the application's left in rows of their own.
+CREATE FUNCTION folded(p_q int) RETURNS void LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+DECLARE
+    d bigint[];
+BEGIN
+    WITH gone AS (
+        DELETE FROM tally WHERE q = p_q AND slot = ANY (ARRAY(
+            SELECT slot FROM tally WHERE q = p_q AND slot >= 16 FOR UPDATE SKIP LOCKED)) RETURNING *
+    )
+    SELECT ARRAY[sum(waiting), sum(delayed), sum(active), sum(completed), sum(failed), sum(parked), sum(prioritized)]::bigint[]
+    INTO d FROM gone;
+    IF d[1] IS NOT NULL THEN
+        PERFORM counted(p_q, d);
+        UPDATE queue SET gone = false WHERE q = p_q AND gone;
+    END IF;
+END $$;
