@@ -9,6 +9,7 @@ from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 from workers_module.clock import Clock
 from workers_module.errors import ConfigurationError
 from workers_module.store.base import Store, StoreKind
+from workers_module.store.migrate import Migration, read_migrations
 
 Synchronous = Literal["full", "normal"]
 Migrate = Literal["auto", "check"]
@@ -96,6 +97,23 @@ def open_store(
             raise ConfigurationError(f"this version has no {named} store; it has {_HAS}")
         case _:
             assert_never(named)
+
+
+def migrations_of(kind: StoreKind) -> tuple[Migration, ...]:
+    """Return all migrations of a kind of store, in order; empty for one that has no tables.
+
+    Raises:
+        ConfigurationError: This version has no such store.
+    """
+    match kind:
+        case StoreKind.SQLITE:
+            return read_migrations("workers_module.store.sqlite")
+        case StoreKind.MEMORY | StoreKind.REDIS:
+            return ()
+        case StoreKind.POSTGRES:
+            raise ConfigurationError(f"this version has no {kind} store; it has {_HAS}")
+        case _:
+            assert_never(kind)
 
 
 def _split(url: str) -> SplitResult:
