@@ -33,6 +33,20 @@ class InvalidNameError(ConfigurationError, ValueError):
     """A queue, job, schedule, lock or tag name has characters or a length that no store keeps."""
 
 
+class SchemaOutdatedError(ConfigurationError):
+    """The tables of an SQL store lack migrations, and they are not applied at start here.
+
+    Attributes:
+        number: The last migration that was applied.
+        needed: The one this code needs.
+    """
+
+    def __init__(self, message: str, *, number: int, needed: int) -> None:
+        super().__init__(message)
+        self.number = number
+        self.needed = needed
+
+
 class NotSupportedError(ConfigurationError):
     """The configured store cannot do what was asked of it."""
 

@@ -9,6 +9,7 @@ from typing import TypeVar
 
 import anyio
 
+from workers_module import __version__
 from workers_module.client.handle import ResultWatcher
 from workers_module.clock import Clock, span_ms
 from workers_module.di.provider import Feature
@@ -21,7 +22,7 @@ from workers_module.settings import RetentionLimits, WorkerMode, WorkersSettings
 from workers_module.store.base import Store
 from workers_module.worker.capture import capturing
 from workers_module.worker.executor import Executor, ExecutorSettings, Remote
-from workers_module.worker.handler import WorkPlan
+from workers_module.worker.handler import Listener, WorkPlan
 from workers_module.worker.hooks import Hooks
 from workers_module.worker.runtime import Runtime, RuntimeSettings, Workers
 from workers_module.worker.sandbox import ProcessRunner, ThreadRunner, needed_sandboxes
@@ -114,7 +115,9 @@ class Launcher:
             unknown_job_grace_ms=span_ms(settings.unknown_job_grace),
             shutdown_grace_ms=span_ms(settings.shutdown_grace),
             kill_after_ms=span_ms(settings.kill_after),
+            version=__version__,
             tags=settings.tags,
+            cron=settings.cron,
             keep_completed=_keep(settings.retention.completed),
             keep_failed=_keep(settings.retention.failed),
             declared=frozenset((spec.queue, spec.name) for spec in self._registry.schedules),
@@ -130,7 +133,12 @@ class Launcher:
 
     @asynccontextmanager
     async def running(
-        self, workers: Workers, *, only: Iterable[str] | None = None, force: bool = False
+        self,
+        workers: Workers,
+        *,
+        only: Iterable[str] | None = None,
+        force: bool = False,
+        listeners: Iterable[Listener] = (),
     ) -> AsyncGenerator[None]:
         """Run the loops of this process meanwhile, if it is to run anything, and show them in ``workers``."""
         if self._settings.queue.dangerously_flush:
@@ -139,7 +147,7 @@ class Launcher:
         if plan is None:
             yield
             return
-        hooks = Hooks(plan.listeners)
+        hooks = Hooks([*plan.listeners, *listeners])
         captured = capturing() if self._settings.capture_logging else nullcontext()
         async with self._sandboxes(plan) as remotes:
             executor = self.executor(hooks, remotes=remotes)

@@ -28,6 +28,7 @@ from workers_module.settings import WorkerMode, WorkersSettings, explained_setti
 from workers_module.store.base import Store
 from workers_module.store.memory import MemoryStore
 from workers_module.store.open import open_store
+from workers_module.worker.handler import Listener
 from workers_module.worker.hooks import Hooks
 from workers_module.worker.runtime import Workers
 
@@ -196,6 +197,7 @@ async def run_workers(
     only: Iterable[str] | None = None,
     force: bool = False,
     close_container: bool = False,
+    listeners: Iterable[Listener] = (),
 ) -> AsyncGenerator[Workers]:
     """Run the workers of an application while the body runs.
 
@@ -207,6 +209,7 @@ async def run_workers(
         only: Worker names in place of ``ENABLED_WORKERS``.
         force: Run also when ``WORKERS_ENABLED`` is false.
         close_container: Close the container when the workers have ended.
+        listeners: Also told of worker events, beside the application's own.
 
     Raises:
         UnknownWorkerError: A worker name is not known.
@@ -216,7 +219,7 @@ async def run_workers(
         with explained_settings():
             launcher = await container.get(Launcher)
         workers = await container.get(Workers)
-        async with launcher.running(workers, only=only, force=force):
+        async with launcher.running(workers, only=only, force=force, listeners=listeners):
             yield workers
     finally:
         if close_container:

@@ -399,6 +399,7 @@ class WorkersSettings(BaseSettings):
     max_payload_bytes: int = Field(default=1_048_576, ge=1, description="larger payloads are refused")
     retention: RetentionSettings = Field(default_factory=RetentionSettings)
     capture_logging: bool = Field(default=False, description="a handler's log records also go to the job's log")
+    cron: bool = Field(default=True, description="schedules tick where their worker runs; false: not in this process")
     auto_start: bool = Field(default=True, description="workers start together with the web server")
     auto_start_production: bool = Field(default=True, description="and in production too")
     sandbox: Sandbox = Field(default=Sandbox.NONE, description="where handlers run: none, thread, process")
@@ -585,7 +586,7 @@ def _variables(model: type[BaseModel], parents: tuple[str, ...]) -> Iterator[Var
             # Its own name is the most telling one, so it goes before names others may have set (REDIS_URL).
             names=tuple(dict.fromkeys((own, *given.names))),
             path=".".join(path),
-            default="" if field.default_factory else _written(field.default),
+            default="" if field.default_factory else setting_text(field.default),
             description=field.description or "",
             secret=_is_secret(field),
             ordered=given.ordered,
@@ -596,7 +597,8 @@ def _is_secret(field: FieldInfo) -> bool:
     return "Secret" in str(field.annotation)
 
 
-def _written(value: object) -> str:
+def setting_text(value: object) -> str:
+    """Return a value as it would be written in a file; secrets are masked."""
     match value:
         case None:
             return ""
@@ -607,7 +609,11 @@ def _written(value: object) -> str:
         case timedelta():
             return duration_text(value)
         case _:
-            return ",".join(map(str, value)) if _is_several(value) else str(value)
+            return (
+                ",".join(sorted(map(str, value)) if isinstance(value, frozenset) else map(str, value))
+                if _is_several(value)
+                else str(value)
+            )
 
 
 def duration_text(span: timedelta) -> str:

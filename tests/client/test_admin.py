@@ -150,10 +150,12 @@ async def test_a_dump_may_be_edited_by_hand(any_kit: Kit, tmp_path: Path) -> Non
     document["jobs"][0]["data"]["to"] = "ada@example.com"
     document["jobs"][0]["state"] = "waiting"
     file.write_text(json.dumps(document, indent=4))
-    dry = await admin(any_kit).import_(file, dry_run=True)
+    with pytest.raises(ConfigurationError, match=r"checksum is wrong.*nothing was imported"):
+        await admin(any_kit).import_(file)
+    dry = await admin(any_kit).import_(file, dry_run=True, edited=True)
     assert dry.added == {Q: 1}
     assert (await any_kit.queue.get_job_counts()).waiting == 0
-    await admin(any_kit).import_(file)
+    await admin(any_kit).import_(file, edited=True)
     claimed = await any_kit.complete()
     assert (claimed.record.id, claimed.record.data) == (handle.id, b'{"to":"ada@example.com"}')
 

@@ -29,7 +29,7 @@ MOST_MOVED: Final = 10_000
 """So many jobs the store moves in one call."""
 
 CleanState = Literal["completed", "failed", "delayed", "waiting", "prioritized", "active"]
-_CLEANABLE: Final[tuple[str, ...]] = get_args(CleanState)
+CLEAN_STATES: Final[tuple[CleanState, ...]] = get_args(CleanState)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -311,8 +311,8 @@ class Queue(Generic[T]):
             raise ConfigurationError(
                 f"clean: the second argument is the state, not {state!r}; write clean('1d', 'completed', limit=100)"
             )
-        if state not in _CLEANABLE:
-            raise ConfigurationError(f"clean: unknown state {state!r}; known: {', '.join(_CLEANABLE)}")
+        if state not in CLEAN_STATES:
+            raise ConfigurationError(f"clean: unknown state {state!r}; known: {', '.join(CLEAN_STATES)}")
         _count("clean: limit", limit, 0)
         age = duration_ms(older_than, "clean: older_than")
         before = await self._store.now() - age

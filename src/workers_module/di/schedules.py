@@ -43,6 +43,7 @@ class ScheduleInfo:
         every_instance: Whether it fires in each process, past the store.
         next_run: When it fires next; None when it is paused or has ended.
         count: How many jobs it made so far.
+        owner: The application that declared it, as far as that is stored; None for one added at run time.
     """
 
     name: str
@@ -58,6 +59,7 @@ class ScheduleInfo:
     every_instance: bool
     next_run: datetime | None
     count: int
+    owner: str | None = None
 
 
 class Scheduler:
@@ -107,6 +109,7 @@ class Scheduler:
             every_instance=spec is not None and spec.every_instance,
             next_run=to_datetime(upcoming[0]) if upcoming else None,
             count=0 if record is None else record.count,
+            owner=None if record is None else rules_of(record.definition).owner,
         )
 
     async def next_run(self, name: str, n: int = 1) -> list[datetime]:

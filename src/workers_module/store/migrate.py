@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import Literal
 
-from workers_module.errors import ConfigurationError
+from workers_module.errors import ConfigurationError, SchemaOutdatedError
 
 MigrateMode = Literal["auto", "check"]
 """``auto`` applies what is missing when the store is opened; ``check`` refuses to start."""
@@ -123,7 +123,8 @@ def outstanding(
         The migrations to apply, in order; empty when the schema is up to date, or newer and still usable.
 
     Raises:
-        ConfigurationError: The schema is newer than this code can work with, or older and ``mode`` is ``check``.
+        SchemaOutdatedError: The schema is older, and ``mode`` is ``check``.
+        ConfigurationError: It is newer than this code can work with.
     """
     known = migrations[-1].number
     if state.number > known:
@@ -135,8 +136,10 @@ def outstanding(
         return ()
     missing = migrations[state.number :]
     if missing and mode == "check":
-        raise ConfigurationError(
+        raise SchemaOutdatedError(
             f"{place} has schema {state.number}, this code needs {known}, and migrations are not applied at start "
-            f"here. Run: {command}"
+            f"here. Run: {command}",
+            number=state.number,
+            needed=known,
         )
     return missing

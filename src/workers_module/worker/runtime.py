@@ -172,6 +172,7 @@ class Runtime:
         self._ready = asyncio.Event()
         self._stopping = asyncio.Event()
         self._deadline = math.inf
+        self._draining = False
         self._preparing = anyio.CancelScope()
         self._ticking = anyio.CancelScope()
 
@@ -182,6 +183,12 @@ class Runtime:
             return ()
         names = {name for queue in self._plan.queues for name in queue.worker_names}
         return tuple(sorted(names | {spec.worker for spec in self._plan.schedules if self._settings.cron}))
+
+    @property
+    def claiming(self) -> bool:
+        """Whether it works and takes new jobs."""
+        at_work = self._main is not None and not self._main.done()
+        return at_work and not self._draining and not self._stopping.is_set()
 
     @property
     def busy(self) -> int:
@@ -250,6 +257,7 @@ class Runtime:
 
     def drain(self) -> None:
         """Claim nothing more; what runs goes on, and the process stays."""
+        self._draining = True
         for consumer in self._consumers:
             consumer.drain()
         self._ticks.stop()
@@ -412,6 +420,16 @@ class Workers:
     def running(self) -> tuple[str, ...]:
         """The names of the workers at work here, sorted; empty where none was started."""
         return () if self._runtime is None else self._runtime.running
+
+    @property
+    def claiming(self) -> bool:
+        """Whether workers are at work here and take new jobs: not before the start, nor while they drain or stop."""
+        return self._runtime is not None and self._runtime.claiming
+
+    @property
+    def busy(self) -> int:
+        """How many jobs run here now."""
+        return 0 if self._runtime is None else self._runtime.busy
 
     async def stop(self, grace: Duration | None = None) -> None:
         """Stop the workers and return when they have ended.

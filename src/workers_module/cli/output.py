@@ -1,0 +1,284 @@
+"""What commands print: tables for people, plain text for pipes, JSON for programs.
+
+Results go to standard output, everything else to standard error. Nothing that comes from a store reaches a terminal
+with control characters in it.
+"""
+
+import json
+import sys
+import unicodedata
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from typing import Any, Final, NamedTuple
+
+from rich.box import SIMPLE_HEAD
+from rich.cells import cell_len
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from workers_module.cli.failures import UsageError
+from workers_module.cli.options import options
+
+_STATE_STYLES: Final[Mapping[str, str]] = {
+    "active": "blue",
+    "completed": "green",
+    "failed": "red",
+    "delayed": "yellow",
+    "prioritized": "magenta",
+    "waiting-children": "cyan",
+    "paused": "yellow",
+    "ok": "green",
+    "warn": "yellow",
+    "fail": "red",
+}
+_UNSAFE: Final = frozenset({"Cc", "Cf", "Cs", "Co", "Zl", "Zp"})
+_JOINERS: Final = "\u200c\u200d"
+
+
+def clean(text: str, *, keep: str = "") -> str:
+    r"""Return text whose control characters are written out, as ``\x1b``: what is stored must not steer a terminal.
+
+    Args:
+        text: Any text.
+        keep: Control characters that are meant.
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(
+        one if one in keep or one in _JOINERS or unicodedata.category(one) not in _UNSAFE else _escaped(one)
+        for one in text
+    )
+
+
+def _escaped(one: str) -> str:
+    code = ord(one)
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x1_0000 else f"\\U{code:08x}"
+
+
+def console() -> Console:
+    """Return what writes to standard output."""
+    return _console(sys.stdout)
+
+
+def messages() -> Console:
+    """Return what writes to standard error."""
+    return _console(sys.stderr)
+
+
+def _console(stream: Any) -> Console:
+    return Console(file=stream, no_color=None if options().color else True, highlight=False, markup=False, emoji=False)
+
+
+def say(text: str) -> None:
+    """Tell people something that is no result."""
+    if not options().quiet:
+        sys.stderr.write(f"{clean(text, keep=chr(10))}\n")
+        sys.stderr.flush()
+
+
+def emit(value: object) -> None:
+    """Print one JSON document."""
+    text = json.dumps(value, ensure_ascii=True, indent=2 if sys.stdout.isatty() else None, default=_plain)
+    _write(text.replace("\x7f", "\\u007f"))
+
+
+def emit_line(value: object) -> None:
+    """Print one line of JSON Lines."""
+    _write(json.dumps(value, ensure_ascii=True, default=_plain).replace("\x7f", "\\u007f"))
+
+
+def result(text: str, value: object) -> None:
+    """Print what a command did: a line for people, or a JSON document."""
+    if options().json:
+        emit(value)
+    else:
+        _write(clean(text, keep="\n"))
+
+
+def _write(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+def _plain(value: object) -> object:
+    match value:
+        case datetime():
+            return value.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        case timedelta():
+            return value.total_seconds()
+        case set() | frozenset():
+            return sorted(value)  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+        case bytes():
+            return value.decode("utf-8", "backslashreplace")
+        case _:
+            return str(value)
+
+
+class Column(NamedTuple):
+    """A column of a table. ``shrinks`` lets it be cut with ``…`` where the terminal is narrow."""
+
+    title: str
+    right: bool = False
+    shrinks: bool = False
+
+
+def table(columns: Sequence[Column | str], rows: Iterable[Sequence[object]], *, empty: str) -> None:
+    """Print rows, as wide as the terminal allows: a table, or a block a row where not even that fits.
+
+    Args:
+        columns: Their titles.
+        rows: Their cells; None is shown as ``-``.
+        empty: What is said, to people, when there are no rows.
+    """
+    heads = [Column(one) if isinstance(one, str) else one for one in columns]
+    cells = [[_cell(one) for one in row] for row in rows]
+    if not cells:
+        say(empty)
+        return
+    if not sys.stdout.isatty():
+        _print_plain(heads, cells)
+        return
+    out = console()
+    _print_fitting(out, heads, cells)
+
+
+def fitting(columns: Sequence[Column | str], rows: Iterable[Sequence[object]], width: int) -> Table | None:
+    """Return a table of at most this width, or None where there is none."""
+    heads = [Column(one) if isinstance(one, str) else one for one in columns]
+    cells = [[_cell(one) for one in row] for row in rows]
+    return _table(heads, cells, width)
+
+
+def _cell(value: object) -> str:
+    match value:
+        case None | "":
+            return "-"
+        case bool():
+            return "yes" if value else "no"
+        case _:
+            return clean(str(value))
+
+
+def _print_plain(heads: Sequence[Column], cells: Sequence[Sequence[str]]) -> None:
+    titles = [head.title.replace(" ", "-") for head in heads]
+    widths = [max(map(cell_len, column)) for column in zip(titles, *cells, strict=True)]
+    for row in [titles, *cells]:
+        parts = [
+            " " * (width - cell_len(text)) + text if head.right else text + " " * (width - cell_len(text))
+            for head, text, width in zip(heads, row, widths, strict=True)
+        ]
+        _write("  ".join(parts).rstrip())
+
+
+def _print_fitting(out: Console, heads: Sequence[Column], cells: Sequence[Sequence[str]]) -> None:
+    made = _table(heads, cells, out.width)
+    if made is not None:
+        out.print(made)
+        return
+    label = max(len(head.title) for head in heads)
+    for row in cells:
+        for head, text in zip(heads, row, strict=True):
+            out.print(Text(f"{head.title:>{label}}  ", style="dim") + _styled(text), soft_wrap=True)
+        out.print()
+
+
+def _table(heads: Sequence[Column], cells: Sequence[Sequence[str]], width: int) -> Table | None:
+    titles = [head.title if width >= 120 else head.title.replace("-", "-\n") for head in heads]
+    wide = [
+        max(map(cell_len, [*title.splitlines(), *(row[number] for row in cells)]))
+        for number, title in enumerate(titles)
+    ]
+    least = [
+        min(size, max(10, *map(cell_len, title.splitlines()))) if head.shrinks else size
+        for head, size, title in zip(heads, wide, titles, strict=True)
+    ]
+    gap = 2 if sum(wide) + 2 * len(heads) <= width else 1
+    if sum(least) + gap * (len(heads) - 1) + 2 > width:
+        return None
+    made = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, gap - 1, 0, 0), header_style="bold")
+    for head, title, low in zip(heads, titles, least, strict=True):
+        made.add_column(
+            title,
+            justify="right" if head.right else "left",
+            no_wrap=True,
+            overflow="ellipsis",
+            min_width=low,
+        )
+    for row in cells:
+        made.add_row(*map(_styled, row))
+    return made
+
+
+def _styled(text: str) -> Text:
+    return Text(text, style=_STATE_STYLES.get(text, "dim" if text in {"-", "0"} else ""))
+
+
+def some(count: int, what: str) -> str:
+    """Return a count with its noun: ``1 job``, ``2 jobs``."""
+    plural = f"{what}es" if what.endswith("ss") else f"{what}s"
+    return f"{count:,} {what if count == 1 else plural}"
+
+
+def confirm(question: str, *, yes: bool) -> None:
+    """Ask before something is deleted or done to many.
+
+    Raises:
+        UsageError: Nobody can be asked, and ``--yes`` was not given; or the answer is no.
+    """
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise UsageError(f"{question} Nobody is here to answer: pass --yes to do it, or --dry-run to look")
+    sys.stderr.write(f"{clean(question)} [y/N] ")
+    sys.stderr.flush()
+    if sys.stdin.readline().strip().lower() not in {"y", "yes"}:
+        raise UsageError("nothing was changed")
+
+
+@contextmanager
+def progress(label: str, total: int) -> Generator[Callable[[int], None]]:
+    """Show on a terminal how far a work on many jobs is; gives what is called with the number done more."""
+    err = messages()
+    if options().quiet or options().json or not err.is_terminal:
+        yield lambda _: None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=err) as bar:
+        task = bar.add_task(label, total=total)
+        yield partial(bar.advance, task)
+
+
+# --- times -----------------------------------------------------------------------------------------------------------
+
+
+def span(ms: float) -> str:
+    """Return a span of time as people say it: ``212 ms``, ``1.2 s``, ``4 h 40 min``."""
+    if ms < 1_000:
+        return f"{ms:.0f} ms"
+    if ms < 10_000:
+        return f"{ms / 1_000:.1f} s"
+    seconds = round(ms / 1_000)
+    units = (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1))
+    for number, (unit, size) in enumerate(units):
+        if seconds >= size:
+            whole, rest = divmod(seconds, size)
+            if number + 1 < len(units):
+                smaller, smaller_size = units[number + 1]
+                if whole < 10 and rest >= smaller_size:
+                    return f"{whole} {unit} {rest // smaller_size} {smaller}"
+            return f"{whole} {unit}"
+    return "0 s"
+
+
+def when(instant: datetime | None, now: datetime) -> str | None:
+    """Return an instant relative to now: ``3 min ago``, ``in 2 h``."""
+    if instant is None:
+        return None
+    ms = (instant - now) / timedelta(milliseconds=1)
+    if abs(ms) < 1_000:
+        return "now"
+    return f"in {span(ms)}" if ms > 0 else f"{span(-ms)} ago"

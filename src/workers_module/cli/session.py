@@ -1,0 +1,250 @@
+"""What a command works with: the application's container, or one made for a bare store."""
+
+import os
+import tomllib
+from collections.abc import AsyncGenerator, Callable, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Final
+
+import typer
+from dishka import AsyncContainer, make_async_container
+from dishka.exceptions import NoFactoryError
+
+from workers_module.cli.failures import UsageError
+from workers_module.cli.options import options
+from workers_module.client.admin import JobsAdmin
+from workers_module.client.inspector import Inspector
+from workers_module.client.producer import Producer
+from workers_module.client.queue import Queue
+from workers_module.clock import to_datetime
+from workers_module.di.registry import WorkerRegistry
+from workers_module.di.schedules import Scheduler
+from workers_module.di.target import load_target
+from workers_module.errors import ConfigurationError, WorkersError
+from workers_module.job.names import check_name
+from workers_module.module import WorkersModule
+from workers_module.settings import WorkersSettings, explained_settings
+from workers_module.store.base import Store, StoreInfo
+
+_NO_APP: Final = (
+    "this needs the application: pass --app module:attribute, set WORKERS_APP, "
+    'or write app = "module:attribute" under [tool.workers] in pyproject.toml'
+)
+_NO_STORE: Final = (
+    "jobs rest in the memory of the process that runs them, so a command sees none; "
+    "set QUEUE_URL, or pass --url, e.g. --url sqlite:///jobs.db"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Session:
+    """An open application, or an open store without one.
+
+    Attributes:
+        container: The application's, or one of ours.
+        settings: What is in effect.
+        registry: The handlers and schedules; of no application, none.
+        inspector: Looks.
+        admin: Keeps jobs in order.
+        scheduler: Looks at schedules and changes them.
+        store: Where the jobs are; opened.
+        info: What opening it found.
+        has_app: Whether there is an application.
+    """
+
+    container: AsyncContainer
+    settings: WorkersSettings
+    registry: WorkerRegistry
+    inspector: Inspector
+    admin: JobsAdmin
+    scheduler: Scheduler
+    store: Store
+    info: StoreInfo
+    has_app: bool
+
+    async def queue(self, name: str, *, new: bool = False) -> Queue[Any]:
+        """Return a queue by name.
+
+        Args:
+            name: Its name.
+            new: It need not exist.
+
+        Raises:
+            UsageError: There is none of this name.
+        """
+        if new:
+            check_name("queue", name)
+        else:
+            known("queue", name, await self.queues())
+        found: type[Queue[Any]] = self.registry.queue_class(name) or Queue[Any]
+        return found(await self.container.get(Producer), self.store, name=name)
+
+    async def queues(self, name: str | None = None) -> list[str]:
+        """Return the names of all queues, those of the application included; or the one given, if it exists.
+
+        Raises:
+            UsageError: There is none of this name.
+        """
+        names = sorted({*await self.inspector.queues(), *self.registry.queues})
+        if name is None:
+            return names
+        known("queue", name, names)
+        return [name]
+
+    async def now(self) -> datetime:
+        """Return the store's clock."""
+        return to_datetime(await self.store.now())
+
+
+def known(what: str, name: str, names: Iterable[str]) -> None:
+    """Refuse a name that is not there.
+
+    Raises:
+        UsageError: It is not; the message names the nearest, or all.
+    """
+    there = list(names)
+    if name in there:
+        return
+    close = get_close_matches(name, there, n=1)
+    hint = f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(there) or 'none'}"
+    raise UsageError(f"no {what} {name!r}; {hint}")
+
+
+@asynccontextmanager
+async def opened(
+    *, app: bool = False, shared: bool = True, prepare: Callable[[WorkersSettings], None] | None = None
+) -> AsyncGenerator[Session]:
+    """Open what a command works with.
+
+    Args:
+        app: It needs the application.
+        shared: It needs a store that other processes see.
+        prepare: Called with the settings before the store is opened.
+
+    Raises:
+        ConfigurationError: There is no application, or it or its settings cannot be used.
+        StoreUnavailableError: The store cannot be reached.
+    """
+    async with built(app=app) as (container, target):
+        with explained_settings():
+            settings = await container.get(WorkersSettings)
+        if prepare is not None:
+            prepare(settings)
+        if shared and settings.in_memory:
+            raise ConfigurationError(_NO_STORE)
+        store = await container.get(Store)
+        yield Session(
+            container=container,
+            settings=settings,
+            registry=await container.get(WorkerRegistry),
+            inspector=await container.get(Inspector),
+            admin=await container.get(JobsAdmin),
+            scheduler=await container.get(Scheduler),
+            store=store,
+            info=await store.open(),
+            has_app=target is not None,
+        )
+
+
+@asynccontextmanager
+async def built(*, app: bool = True) -> AsyncGenerator[tuple[AsyncContainer, str | None]]:
+    """Build the container of the application, or one of ours where there is none; gives the target too.
+
+    Raises:
+        ConfigurationError: There is no application and ``app`` is set, or it cannot be built.
+    """
+    target = find_target()
+    if target is None:
+        if app:
+            raise ConfigurationError(_NO_APP)
+        container = make_async_container(WorkersModule.for_root())
+    else:
+        os.environ["WORKERS_APP"] = target
+        build = load_target(target)
+        try:
+            container = await build()
+        except WorkersError:
+            raise
+        except Exception as error:
+            raise ConfigurationError(f"{target!r} cannot be built: {type(error).__name__}: {error}") from error
+    try:
+        try:
+            await container.get(WorkerRegistry)
+        except NoFactoryError:
+            raise ConfigurationError(f"{target!r}: its container has no WorkersModule.for_root(...)") from None
+        yield container, target
+    finally:
+        await container.close()
+
+
+def find_target() -> str | None:
+    """Return the name of the application: of ``--app``, the settings, or ``[tool.workers]`` in pyproject.toml.
+
+    Raises:
+        ConfigurationError: pyproject.toml or the settings cannot be read.
+    """
+    if options().app is not None:
+        return options().app
+    named = os.environ.get("WORKERS_APP")
+    if named:
+        return named
+    file = Path("pyproject.toml")
+    try:
+        tool: Any = tomllib.loads(file.read_text(encoding="utf-8")).get("tool", {}) if file.is_file() else {}
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"{file}: cannot be read: {error}") from None
+    app = tool.get("workers", {}).get("app") if isinstance(tool, dict) else None  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]
+    if app is None:
+        return WorkersSettings().app
+    if not isinstance(app, str):
+        raise ConfigurationError(f'{file}: [tool.workers] app is no text; write app = "module:attribute"')
+    return app
+
+
+# --- completion ------------------------------------------------------------------------------------------------------
+
+
+def complete_queue(incomplete: str) -> list[str]:
+    """Return the queues that a word may become."""
+    return _completed(incomplete, "queues")
+
+
+def complete_schedule(incomplete: str) -> list[str]:
+    """Return the schedules that a word may become."""
+    return _completed(incomplete, "schedules")
+
+
+def complete_worker(incomplete: str) -> list[str]:
+    """Return the worker names that the last of a comma-separated list may become."""
+    before, comma, last = incomplete.rpartition(",")
+    return [f"{before}{comma}{name}" for name in _completed(last, "workers")]
+
+
+def _completed(incomplete: str, what: str) -> list[str]:
+    import anyio  # noqa: PLC0415 - only when a shell asks
+
+    async def names() -> list[str]:
+        async with opened(shared=False) as session:
+            match what:
+                case "queues":
+                    return await session.queues()
+                case "schedules":
+                    return await session.scheduler.names()
+                case _:
+                    return list(session.registry.workers)
+
+    try:
+        return [name for name in anyio.run(names) if name.startswith(incomplete)]
+    except Exception:
+        # A shell that asks for names can show no error.
+        return []
+
+
+QueueArgument = typer.Argument(metavar="QUEUE", help="The queue.", autocompletion=complete_queue)
+QueueOption = typer.Option("--queue", help="Only this queue.", autocompletion=complete_queue)
+YesOption = typer.Option("-y", "--yes", help="Do not ask.")
+DryRunOption = typer.Option("--dry-run", help="Only say what would be done.")
