@@ -180,6 +180,30 @@ async def test_forgotten_scripts_are_sent_again(store: RedisStore, root: Callabl
     assert await numbers(store) == {"completed": 5}
 
 
+async def test_a_sleep_until_a_job_is_due_does_not_rely_on_the_servers_timeouts(
+    store: RedisStore, root: Callable[..., Awaitable[Any]]
+) -> None:
+    await add(store, "late", delay_ms=150)
+    assert (await store.step(step(1))).jobs == []
+    assert ids_of((await store.wait(step(1), LONG)).jobs) == ["late"]
+    # Servers name subcommands since Redis 7.
+    told = await root("INFO", "commandstats")
+    assert "cmdstat_client|unblock" in told or ("cmdstat_client" in told and "cmdstat_client|id" not in told)
+
+
+@pytest.mark.parametrize("missing", ["client|id", "client|unblock"])
+async def test_without_the_right_to_end_a_sleep_the_server_ends_it(
+    url: str, root: Callable[..., Awaitable[Any]], missing: str
+) -> None:
+    await root("ACL", "SETUSER", "ada", "on", ">right", "~*", "+@all", f"-{missing}")
+    store = RedisStore(f"{url}?username=ada&password=right")
+    await store.open()
+    await add(store, "late", delay_ms=20)
+    assert (await store.step(step(1))).jobs == []
+    assert ids_of((await store.wait(step(1), LONG)).jobs) == ["late"]
+    await store.close()
+
+
 async def test_a_full_server_takes_no_jobs_but_lets_them_end(
     store: RedisStore, root: Callable[..., Awaitable[Any]]
 ) -> None:

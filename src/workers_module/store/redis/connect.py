@@ -53,13 +53,14 @@ class Link:
         client_name: What the server shows it as; given anew at each reconnect.
     """
 
-    __slots__ = ("_connection", "_limit", "_place", "_used", "interrupted")
+    __slots__ = ("_connection", "_id", "_limit", "_place", "_used", "interrupted")
 
     def __init__(self, address: Address, target: Target, client_name: str | None = None) -> None:
         self._place = address.place_of(target)
         self._connection = address.connection(target, client_name)
         self._limit: asyncio.Timeout | None = None
         self._used = 0.0
+        self._id: int | None = None
         self.interrupted = False
 
     @property
@@ -93,6 +94,7 @@ class Link:
             raise
         if not self.fresh:
             raise StoreUnavailableError(f"{self._place}: the connection was lost as soon as it was made")
+        self._id = None
         self._used = now
 
     async def _answers(self) -> bool:
@@ -143,6 +145,14 @@ class Link:
         self._used = asyncio.get_running_loop().time()
         return replies
 
+    async def id(self) -> int:
+        """Return by what number the server knows the connection; 0 where the user may not ask."""
+        await self.connect()
+        if self._id is None:
+            (reply,) = await self.ask([("CLIENT", "ID")])
+            self._id = 0 if isinstance(reply, Exception) else int(reply)
+        return self._id
+
     async def drop(self) -> None:
         """Close the connection; the next call makes a new one."""
         with anyio.CancelScope(shield=True):
@@ -178,6 +188,8 @@ class Links:
         self._quiet.set()
         self._sleepers: dict[str, list[Link]] = {}
         self._asleep: set[Link] = set()
+        # The event loop itself keeps no strong reference to its tasks.
+        self._alarms: set[asyncio.Task[None]] = set()
         self.target = target
         self.place = address.place_of(target)
         self.closed = False
@@ -270,6 +282,24 @@ class Links:
             with suppress(StoreError):
                 for _ in range(2):
                     await self.run([("PING",)], FORGET_SECONDS)
+
+    def alarm(self, id: int, seconds: float) -> asyncio.TimerHandle:
+        """Let the sleep of the connection with this number end on time.
+
+        A server looks at the time limits of those who sleep only ten times a second.
+        """
+        return asyncio.get_running_loop().call_later(seconds, self._ring, id)
+
+    def _ring(self, id: int) -> None:
+        task = asyncio.get_running_loop().create_task(self._unblock(id))
+        self._alarms.add(task)
+        task.add_done_callback(self._alarms.discard)
+
+    async def _unblock(self, id: int) -> None:
+        # Without it, the sleep ends by its own time limit.
+        if not self.closed:
+            with suppress(StoreError):
+                await self.run([("CLIENT", "UNBLOCK", id)])
 
     def interrupt(self) -> None:
         """End every sleep."""

@@ -5,7 +5,17 @@ from typing import Final
 COMMANDS: Final = (
     # what is sent
     *("eval", "evalsha", "bzpopmin", "xread", "scan", "unlink", "hgetall", "hget", "smembers", "time", "info", "ping"),
-    *("select", "client|setname", "client|list", "config|get", "cluster|slots", "asking", "role"),
+    *(
+        "select",
+        "client|setname",
+        "client|id",
+        "client|unblock",
+        "client|list",
+        "config|get",
+        "cluster|slots",
+        "asking",
+        "role",
+    ),
     "wait",
     # what the scripts run
     *("del", "exists", "get", "mget", "set", "incr", "incrby", "persist", "pexpire", "pttl"),
@@ -17,7 +27,8 @@ COMMANDS: Final = (
 """All commands, as ``ACL SETUSER`` names them.
 
 ``client|list`` and ``config|get`` may be left out: then Node's workers are not listed, and the server's settings not
-looked at. ``cluster|slots`` and ``asking`` are for a cluster, ``role`` is for sentinels, ``wait`` for replicas.
+looked at. So may ``client|id`` and ``client|unblock``: then delayed jobs start up to a tenth of a second late.
+``cluster|slots`` and ``asking`` are for a cluster, ``role`` is for sentinels, ``wait`` for replicas.
 """
 _KNOWS_LIBRARIES: Final = (7, 2)
 

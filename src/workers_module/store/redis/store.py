@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -466,12 +467,14 @@ class RedisStore:
 
     def _seconds_to_sleep(self, req: Step, seconds: float) -> float:
         """Return how long to sleep at most: not past the next moment at which time brings work."""
-        seconds = min(seconds, BLOCK_SECONDS)
+        return min(seconds, BLOCK_SECONDS, self._seconds_to_due(req))
+
+    def _seconds_to_due(self, req: Step) -> float:
         due = self._wake_at.get(req.queue)
-        if due is not None and self._clock is None and req.now is None:
-            # One more, for the part of a millisecond that the server's clock does not show: nothing starts early.
-            seconds = min(seconds, (due - time.monotonic() * 1_000 + 1) / 1_000)
-        return seconds
+        if due is None or self._clock is not None or req.now is not None:
+            return math.inf
+        # One more, for the part of a millisecond that the server's clock does not show: nothing starts early.
+        return (due - time.monotonic() * 1_000 + 1) / 1_000
 
     async def _sleep(self, servers: Servers, links: Links, link: Link, req: Step, seconds: float) -> StepReply:
         sleep: list[Command] = []
@@ -483,7 +486,12 @@ class RedisStore:
             self._check_marker(servers, links, await link.ask(sleep, seconds + _SLACK_SECONDS))
             sleep = []
         command = self._step_command(req)
-        *marker, reply = await link.ask([*sleep, command], seconds + _SLACK_SECONDS)
+        alarm = links.alarm(await link.id(), seconds) if sleep and self._seconds_to_due(req) <= seconds else None
+        try:
+            *marker, reply = await link.ask([*sleep, command], seconds + _SLACK_SECONDS)
+        finally:
+            if alarm is not None:
+                alarm.cancel()
         self._check_marker(servers, links, marker)
         if isinstance(reply, Exception):
             reply = await servers.repeat(links, _STEP, command, reply)
