@@ -48,8 +48,7 @@ def add_args(specs: Sequence[JobSpec], *, home: str | None, channel: str | None,
     plain = all(spec.parent is None and spec.dedup is None and spec.schedule is None for spec in specs)
     parents = [spec.parent for spec in specs]
     dedups = [spec.dedup for spec in specs]
-    return [
-        list(queues),
+    columns: list[list[Any]] = [
         [queues[spec.queue] for spec in specs],
         [spec.id for spec in specs],
         [raw(spec.name) for spec in specs],
@@ -71,11 +70,11 @@ def add_args(specs: Sequence[JobSpec], *, home: str | None, channel: str | None,
         [None if dedup is None else dedup.key for dedup in dedups],
         [None if dedup is None else dedup.mode for dedup in dedups],
         [None if dedup is None else dedup.ttl_ms for dedup in dedups],
-        plain,
-        home,
-        channel,
-        now,
     ]
+    data = columns[3]
+    # The driver looks at each element of an array: columns that hold one value go as that value.
+    short = [column if column is data or column.count(column[0]) < len(column) else column[:1] for column in columns]
+    return [list(queues), *short, plain, home, channel, now]
 
 
 ADD_TYPES: Final = [

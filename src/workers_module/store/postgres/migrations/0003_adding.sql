@@ -1,6 +1,6 @@
 -- min_code: 3
 --
--- Store jobs. Specs come as arrays, one element each: p_at names the queue by its place in p_queues, p_above the parent
+-- Store jobs. Specs come as arrays, one element each (or one for all, where all are alike; but for p_data): p_at names the queue by its place in p_queues, p_above the parent
 -- by the place of its spec. Rows out: ord, id, state and existing (0 new, 1 same id, 2 deduplicated), one a spec; or a
 -- single row whose ord is negative: -1 the parent (id in queue) is unknown, -2 the spec names itself, -3 it has another
 -- parent (queue and id), -4 this is not the database p_home; at is the spec. A refused call has changed nothing.
@@ -154,15 +154,15 @@ SET jit = off SET plan_cache_mode = force_generic_plan AS $$
 #variable_conflict use_column
 DECLARE
     v_now bigint := instant(p_instant);
-    v_count int := cardinality(p_at);
+    v_count int := cardinality(p_data);
     v_qs int[];
     v_all int[];
     v_ids text[] := p_ids;
-    v_ns bigint[] := array_fill(NULL::bigint, ARRAY[cardinality(p_at)]);
+    v_ns bigint[] := array_fill(NULL::bigint, ARRAY[cardinality(p_data)]);
     v_seqs regclass[];
-    v_parents boolean[] := array_fill(false, ARRAY[cardinality(p_at)]);
-    v_owners text[] := array_fill(NULL::text, ARRAY[cardinality(p_at)]);
-    v_known boolean[] := array_fill(false, ARRAY[cardinality(p_at)]);
+    v_parents boolean[] := array_fill(false, ARRAY[cardinality(p_data)]);
+    v_owners text[] := array_fill(NULL::text, ARRAY[cardinality(p_data)]);
+    v_known boolean[] := array_fill(false, ARRAY[cardinality(p_data)]);
     v_q int;
     v_state int;
     v_want text;
@@ -174,6 +174,29 @@ DECLARE
     c job;
     p job;
 BEGIN
+    IF v_count > 1 THEN
+        IF cardinality(p_at) = 1 THEN p_at := array_fill(p_at[1], ARRAY[v_count]); END IF;
+        IF cardinality(p_ids) = 1 THEN p_ids := array_fill(p_ids[1], ARRAY[v_count]); END IF;
+        IF cardinality(p_names) = 1 THEN p_names := array_fill(p_names[1], ARRAY[v_count]); END IF;
+        IF cardinality(p_opts) = 1 THEN p_opts := array_fill(p_opts[1], ARRAY[v_count]); END IF;
+        IF cardinality(p_priority) = 1 THEN p_priority := array_fill(p_priority[1], ARRAY[v_count]); END IF;
+        IF cardinality(p_lifo) = 1 THEN p_lifo := array_fill(p_lifo[1], ARRAY[v_count]); END IF;
+        IF cardinality(p_stamp) = 1 THEN p_stamp := array_fill(p_stamp[1], ARRAY[v_count]); END IF;
+        IF cardinality(p_due) = 1 THEN p_due := array_fill(p_due[1], ARRAY[v_count]); END IF;
+        IF cardinality(p_delay) = 1 THEN p_delay := array_fill(p_delay[1], ARRAY[v_count]); END IF;
+        IF cardinality(p_max) = 1 THEN p_max := array_fill(p_max[1], ARRAY[v_count]); END IF;
+        IF cardinality(p_tags) = 1 THEN p_tags := array_fill(p_tags[1], ARRAY[v_count]); END IF;
+        IF cardinality(p_on_crash) = 1 THEN p_on_crash := array_fill(p_on_crash[1], ARRAY[v_count]); END IF;
+        IF cardinality(p_policy) = 1 THEN p_policy := array_fill(p_policy[1], ARRAY[v_count]); END IF;
+        IF cardinality(p_schedule) = 1 THEN p_schedule := array_fill(p_schedule[1], ARRAY[v_count]); END IF;
+        IF cardinality(p_parent_queue) = 1 THEN p_parent_queue := array_fill(p_parent_queue[1], ARRAY[v_count]); END IF;
+        IF cardinality(p_parent_id) = 1 THEN p_parent_id := array_fill(p_parent_id[1], ARRAY[v_count]); END IF;
+        IF cardinality(p_above) = 1 THEN p_above := array_fill(p_above[1], ARRAY[v_count]); END IF;
+        IF cardinality(p_key) = 1 THEN p_key := array_fill(p_key[1], ARRAY[v_count]); END IF;
+        IF cardinality(p_mode) = 1 THEN p_mode := array_fill(p_mode[1], ARRAY[v_count]); END IF;
+        IF cardinality(p_ttl) = 1 THEN p_ttl := array_fill(p_ttl[1], ARRAY[v_count]); END IF;
+        v_ids := p_ids;
+    END IF;
     IF p_home IS NOT NULL AND NOT EXISTS (SELECT 1 FROM meta WHERE key = 'home' AND value = p_home) THEN
         RETURN QUERY SELECT -4::bigint, NULL::text, 0, 0, NULL::text, 0;
         RETURN;
