@@ -14,6 +14,8 @@ CREATE FUNCTION added_plain(
 #variable_conflict use_column
 DECLARE
     v_new bigint[];
+    v_states int[];
+    v_dues bigint[];
     v_q int;
     v_events told[];
     d bigint[];
@@ -34,9 +36,11 @@ BEGIN
             data
         FROM given
         ON CONFLICT (q, id) DO NOTHING
-        RETURNING job.n
+        RETURNING job.n, job.state, job.priority, job.due
     )
-    SELECT array_agg(CASE WHEN new.n IS NULL THEN NULL ELSE given.n END ORDER BY given.o) INTO v_new
+    SELECT array_agg(new.n ORDER BY given.o), array_agg(shown(new.state, new.priority) ORDER BY given.o),
+        array_agg(new.due ORDER BY given.o)
+    INTO v_new, v_states, v_dues
     FROM given LEFT JOIN new ON new.n = given.n;
     IF EXISTS (SELECT 1 FROM unnest(v_new, p_given) u(n, id) WHERE u.n IS NULL AND u.id IS NULL) THEN
         -- A chosen id was taken: somebody stored a number of their own just now.
@@ -53,17 +57,19 @@ BEGIN
                 ELSE ROW('added', u.id, u.name, NULL)::told END AS e
             FROM unnest(v_new, p_qs, p_ids, p_names) WITH ORDINALITY u(n, q, id, name, o) WHERE u.q = v_q
             UNION ALL
-            SELECT u.o, 2, shown(j.state, j.priority),
-                CASE WHEN j.state = 2 THEN ROW('delayed', j.id, raw(j.due::text), NULL)::told
-                ELSE ROW('waiting', j.id, NULL, NULL)::told END
-            FROM unnest(v_new, p_qs) WITH ORDINALITY u(n, q, o) JOIN job j ON j.n = u.n WHERE u.q = v_q
+            SELECT u.o, 2, u.state,
+                CASE WHEN u.state = 2 THEN ROW('delayed', u.id, raw(u.due::text), NULL)::told
+                ELSE ROW('waiting', u.id, NULL, NULL)::told END
+            FROM unnest(v_new, p_qs, p_ids, v_states, v_dues) WITH ORDINALITY u(n, q, id, state, due, o)
+            WHERE u.q = v_q AND u.n IS NOT NULL
         ) s;
         PERFORM counted(v_q, d);
         PERFORM written(v_q, v_events);
     END LOOP;
-    RETURN QUERY SELECT u.o, u.id, shown(j.state, j.priority), CASE WHEN u.n IS NULL THEN 1 ELSE 0 END
-        FROM unnest(v_new, p_qs, p_ids) WITH ORDINALITY u(n, q, id, o) LEFT JOIN job j ON j.q = u.q AND j.id = u.id
-        ORDER BY u.o;
+    RETURN QUERY SELECT u.o, u.id,
+            coalesce(u.state, (SELECT shown(j.state, j.priority) FROM job j WHERE j.q = u.q AND j.id = u.id)),
+            CASE WHEN u.n IS NULL THEN 1 ELSE 0 END
+        FROM unnest(v_new, p_qs, p_ids, v_states) WITH ORDINALITY u(n, q, id, state, o);
 END $$;
 
 -- Decide whether a job counts; null means yes, and its key is taken, else the job that holds the key.
