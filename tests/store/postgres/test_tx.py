@@ -1,6 +1,6 @@
 """Adding inside the application's own transaction."""
 
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from importlib.util import find_spec
 from typing import Any
@@ -10,6 +10,7 @@ import asyncpg
 import psycopg
 import pytest
 import sqlalchemy as sa
+from dishka import Provider, Scope, make_async_container
 from psycopg.rows import dict_row
 from sqlalchemy.orm import Session
 
@@ -28,6 +29,7 @@ from tests.store.helpers import (
     step,
     sweep,
 )
+from workers_module import Queue, WorkersModule, WorkersSettings
 from workers_module.errors import ConfigurationError, JobNotFoundError, StoreError
 from workers_module.job.record import ParentRef
 from workers_module.job.state import JobState
@@ -370,3 +372,32 @@ async def test_what_the_server_refuses_inside_is_ours(store: PostgresStore, url:
                 await store.add([spec("a")], tx=tx.tx)
             await tx.end(False)
     assert await numbers(store) == {}
+
+
+class Sold(Queue[int], name=Q, transactional=asyncpg.Connection):
+    """Its jobs exist exactly if the scope's own transaction commits."""
+
+
+@pytest.mark.parametrize("good", [True, False], ids=["commit", "rollback"])
+async def test_a_queue_of_a_scope_adds_inside_the_scopes_transaction(
+    live: PostgresStore, place: tuple[str, str], url: str, good: bool
+) -> None:
+    async def connection() -> AsyncIterator[asyncpg.Connection]:
+        own = await asyncpg.connect(url)
+        transaction = own.transaction()
+        await transaction.start()
+        yield own
+        await (transaction.commit() if good else transaction.rollback())
+        await own.close()
+
+    scoped = Provider(scope=Scope.REQUEST)
+    scoped.provide(connection)
+    settings = WorkersSettings(queue={"uri": f"{url}{'&' if '?' in url else '?'}schema={place[1]}"})
+    container = make_async_container(scoped, WorkersModule.for_root(settings, queues=[Sold]))
+    async with container() as request:
+        sold = await request.get(Sold)
+        await sold.add("ship", 1)
+        await sold.add_many([("ship", 2), ("bill", 3)])
+        assert await numbers(live) == {}
+    assert await numbers(live) == ({"waiting": 3} if good else {})
+    await container.close()

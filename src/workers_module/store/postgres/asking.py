@@ -30,7 +30,6 @@ from workers_module.store.postgres.reading import POLICY_CODES, SHOWN_CODES
 
 SEPARATOR: Final = "\x1f"
 """What stands between the tags of a set on the way to the server."""
-_COLUMNS: Final = 13
 
 
 def joined(tags: Sequence[str]) -> str | None:
@@ -49,8 +48,7 @@ def add_args(specs: Sequence[JobSpec], *, home: str | None, channel: str | None,
     plain = all(spec.parent is None and spec.dedup is None and spec.schedule is None for spec in specs)
     parents = [spec.parent for spec in specs]
     dedups = [spec.dedup for spec in specs]
-    return [
-        list(queues),
+    columns: list[list[Any]] = [
         [queues[spec.queue] for spec in specs],
         [spec.id for spec in specs],
         [raw(spec.name) for spec in specs],
@@ -72,11 +70,11 @@ def add_args(specs: Sequence[JobSpec], *, home: str | None, channel: str | None,
         [None if dedup is None else dedup.key for dedup in dedups],
         [None if dedup is None else dedup.mode for dedup in dedups],
         [None if dedup is None else dedup.ttl_ms for dedup in dedups],
-        plain,
-        home,
-        channel,
-        now,
     ]
+    data = columns[3]
+    # The driver looks at each element of an array: columns that hold one value go as that value.
+    short = [column if column is data or column.count(column[0]) < len(column) else column[:1] for column in columns]
+    return [list(queues), *short, plain, home, channel, now]
 
 
 ADD_TYPES: Final = [
@@ -112,19 +110,22 @@ ADD_TYPES: Final = [
 
 def outcome_args(outcomes: Sequence[Settle]) -> list[Any]:
     """Return the part of ``step_1`` that settles, from ``p_ids`` to ``p_simple``."""
-    columns: list[list[Any]] = [[] for _ in range(_COLUMNS - 1)]
-    handles: set[int] = set()
-    simple = True
-    keep: Keep | None = outcomes[0].outcome.keep if outcomes and isinstance(outcomes[0].outcome, Completed) else None
-    for (id_, token, fence, handle), outcome in outcomes:
-        if handle is None or handle in handles or type(outcome) is not Completed or outcome.keep != keep:
-            simple = False
-        else:
-            handles.add(handle)
-        values = (id_, handle, token, fence, *_outcome(outcome))
-        for column, value in zip(columns, values, strict=True):
-            column.append(value)
-    return [*columns, simple]
+    held = [one.held for one in outcomes]
+    who: list[Any] = [
+        [one.id for one in held],
+        handles := [one.handle for one in held],
+        [one.token for one in held],
+        [one.fence for one in held],
+    ]
+    completed = [outcome for _, outcome in outcomes if type(outcome) is Completed]
+    if len(completed) == len(held) and None not in handles and len(set(handles)) == len(held):
+        keep = completed[0].keep if completed else None
+        if all(one.keep == keep for one in completed):
+            # Half of the arrays say nothing then, and the driver looks at each of their elements.
+            kept = [[value] for value in _keep(keep)]
+            return [*who, [], [one.result for one in completed], [], [], [], *kept, True]
+    how = zip(*(_outcome(outcome) for _, outcome in outcomes), strict=True)
+    return [*who, *(list(column) for column in how), False]
 
 
 _Outcome = tuple[int, bytes | None, bytes | None, int, str | None, int | None, int | None, int]

@@ -1,6 +1,6 @@
 -- min_code: 3
 --
--- Store jobs. Specs come as arrays, one element each: p_at names the queue by its place in p_queues, p_above the parent
+-- Store jobs. Specs come as arrays, one element each (or one for all, where all are alike; but for p_data): p_at names the queue by its place in p_queues, p_above the parent
 -- by the place of its spec. Rows out: ord, id, state and existing (0 new, 1 same id, 2 deduplicated), one a spec; or a
 -- single row whose ord is negative: -1 the parent (id in queue) is unknown, -2 the spec names itself, -3 it has another
 -- parent (queue and id), -4 this is not the database p_home; at is the spec. A refused call has changed nothing.
@@ -14,6 +14,8 @@ CREATE FUNCTION added_plain(
 #variable_conflict use_column
 DECLARE
     v_new bigint[];
+    v_states int[];
+    v_dues bigint[];
     v_q int;
     v_events told[];
     d bigint[];
@@ -34,9 +36,11 @@ BEGIN
             data
         FROM given
         ON CONFLICT (q, id) DO NOTHING
-        RETURNING job.n
+        RETURNING job.n, job.state, job.priority, job.due
     )
-    SELECT array_agg(CASE WHEN new.n IS NULL THEN NULL ELSE given.n END ORDER BY given.o) INTO v_new
+    SELECT array_agg(new.n ORDER BY given.o), array_agg(shown(new.state, new.priority) ORDER BY given.o),
+        array_agg(new.due ORDER BY given.o)
+    INTO v_new, v_states, v_dues
     FROM given LEFT JOIN new ON new.n = given.n;
     IF EXISTS (SELECT 1 FROM unnest(v_new, p_given) u(n, id) WHERE u.n IS NULL AND u.id IS NULL) THEN
         -- A chosen id was taken: somebody stored a number of their own just now.
@@ -53,17 +57,19 @@ BEGIN
                 ELSE ROW('added', u.id, u.name, NULL)::told END AS e
             FROM unnest(v_new, p_qs, p_ids, p_names) WITH ORDINALITY u(n, q, id, name, o) WHERE u.q = v_q
             UNION ALL
-            SELECT u.o, 2, shown(j.state, j.priority),
-                CASE WHEN j.state = 2 THEN ROW('delayed', j.id, raw(j.due::text), NULL)::told
-                ELSE ROW('waiting', j.id, NULL, NULL)::told END
-            FROM unnest(v_new, p_qs) WITH ORDINALITY u(n, q, o) JOIN job j ON j.n = u.n WHERE u.q = v_q
+            SELECT u.o, 2, u.state,
+                CASE WHEN u.state = 2 THEN ROW('delayed', u.id, raw(u.due::text), NULL)::told
+                ELSE ROW('waiting', u.id, NULL, NULL)::told END
+            FROM unnest(v_new, p_qs, p_ids, v_states, v_dues) WITH ORDINALITY u(n, q, id, state, due, o)
+            WHERE u.q = v_q AND u.n IS NOT NULL
         ) s;
         PERFORM counted(v_q, d);
         PERFORM written(v_q, v_events);
     END LOOP;
-    RETURN QUERY SELECT u.o, u.id, shown(j.state, j.priority), CASE WHEN u.n IS NULL THEN 1 ELSE 0 END
-        FROM unnest(v_new, p_qs, p_ids) WITH ORDINALITY u(n, q, id, o) LEFT JOIN job j ON j.q = u.q AND j.id = u.id
-        ORDER BY u.o;
+    RETURN QUERY SELECT u.o, u.id,
+            coalesce(u.state, (SELECT shown(j.state, j.priority) FROM job j WHERE j.q = u.q AND j.id = u.id)),
+            CASE WHEN u.n IS NULL THEN 1 ELSE 0 END
+        FROM unnest(v_new, p_qs, p_ids, v_states) WITH ORDINALITY u(n, q, id, state, o);
 END $$;
 
 -- Decide whether a job counts; null means yes, and its key is taken, else the job that holds the key.
@@ -154,15 +160,15 @@ SET jit = off SET plan_cache_mode = force_generic_plan AS $$
 #variable_conflict use_column
 DECLARE
     v_now bigint := instant(p_instant);
-    v_count int := cardinality(p_at);
+    v_count int := cardinality(p_data);
     v_qs int[];
     v_all int[];
     v_ids text[] := p_ids;
-    v_ns bigint[] := array_fill(NULL::bigint, ARRAY[cardinality(p_at)]);
+    v_ns bigint[] := array_fill(NULL::bigint, ARRAY[cardinality(p_data)]);
     v_seqs regclass[];
-    v_parents boolean[] := array_fill(false, ARRAY[cardinality(p_at)]);
-    v_owners text[] := array_fill(NULL::text, ARRAY[cardinality(p_at)]);
-    v_known boolean[] := array_fill(false, ARRAY[cardinality(p_at)]);
+    v_parents boolean[] := array_fill(false, ARRAY[cardinality(p_data)]);
+    v_owners text[] := array_fill(NULL::text, ARRAY[cardinality(p_data)]);
+    v_known boolean[] := array_fill(false, ARRAY[cardinality(p_data)]);
     v_q int;
     v_state int;
     v_want text;
@@ -174,6 +180,29 @@ DECLARE
     c job;
     p job;
 BEGIN
+    IF v_count > 1 THEN
+        IF cardinality(p_at) = 1 THEN p_at := array_fill(p_at[1], ARRAY[v_count]); END IF;
+        IF cardinality(p_ids) = 1 THEN p_ids := array_fill(p_ids[1], ARRAY[v_count]); END IF;
+        IF cardinality(p_names) = 1 THEN p_names := array_fill(p_names[1], ARRAY[v_count]); END IF;
+        IF cardinality(p_opts) = 1 THEN p_opts := array_fill(p_opts[1], ARRAY[v_count]); END IF;
+        IF cardinality(p_priority) = 1 THEN p_priority := array_fill(p_priority[1], ARRAY[v_count]); END IF;
+        IF cardinality(p_lifo) = 1 THEN p_lifo := array_fill(p_lifo[1], ARRAY[v_count]); END IF;
+        IF cardinality(p_stamp) = 1 THEN p_stamp := array_fill(p_stamp[1], ARRAY[v_count]); END IF;
+        IF cardinality(p_due) = 1 THEN p_due := array_fill(p_due[1], ARRAY[v_count]); END IF;
+        IF cardinality(p_delay) = 1 THEN p_delay := array_fill(p_delay[1], ARRAY[v_count]); END IF;
+        IF cardinality(p_max) = 1 THEN p_max := array_fill(p_max[1], ARRAY[v_count]); END IF;
+        IF cardinality(p_tags) = 1 THEN p_tags := array_fill(p_tags[1], ARRAY[v_count]); END IF;
+        IF cardinality(p_on_crash) = 1 THEN p_on_crash := array_fill(p_on_crash[1], ARRAY[v_count]); END IF;
+        IF cardinality(p_policy) = 1 THEN p_policy := array_fill(p_policy[1], ARRAY[v_count]); END IF;
+        IF cardinality(p_schedule) = 1 THEN p_schedule := array_fill(p_schedule[1], ARRAY[v_count]); END IF;
+        IF cardinality(p_parent_queue) = 1 THEN p_parent_queue := array_fill(p_parent_queue[1], ARRAY[v_count]); END IF;
+        IF cardinality(p_parent_id) = 1 THEN p_parent_id := array_fill(p_parent_id[1], ARRAY[v_count]); END IF;
+        IF cardinality(p_above) = 1 THEN p_above := array_fill(p_above[1], ARRAY[v_count]); END IF;
+        IF cardinality(p_key) = 1 THEN p_key := array_fill(p_key[1], ARRAY[v_count]); END IF;
+        IF cardinality(p_mode) = 1 THEN p_mode := array_fill(p_mode[1], ARRAY[v_count]); END IF;
+        IF cardinality(p_ttl) = 1 THEN p_ttl := array_fill(p_ttl[1], ARRAY[v_count]); END IF;
+        v_ids := p_ids;
+    END IF;
     IF p_home IS NOT NULL AND NOT EXISTS (SELECT 1 FROM meta WHERE key = 'home' AND value = p_home) THEN
         RETURN QUERY SELECT -4::bigint, NULL::text, 0, 0, NULL::text, 0;
         RETURN;

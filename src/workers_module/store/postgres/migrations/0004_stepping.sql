@@ -188,7 +188,8 @@ BEGIN
     ns := coalesce(ns, '{}');
 END $$;
 
--- Settle outcomes, then claim. p_simple: all are Completed, of different jobs with a handle, and kept alike.
+-- Settle outcomes, then claim. p_simple: all are Completed, of different jobs with a handle, and kept alike; then of
+-- the arrays from p_kinds on there is only p_a, and one element of those that say what is kept.
 -- Rows out: the claimed jobs by seq, and one with n null that holds all else.
 CREATE FUNCTION step_1(
     p_queue text, p_worker bytea, p_token text, p_take int, p_lease bigint, p_tags text[], p_rate bigint,
@@ -210,6 +211,7 @@ DECLARE
     v_count int := cardinality(p_ids);
     v_codes smallint[] := '{}';
     v_code smallint;
+    v_kind int;
     v_done bigint[];
     v_ended int[] := '{0,0}';
     v_events told[] := '{}';
@@ -308,12 +310,13 @@ BEGIN
                     v_codes[i] := 0;
                     CONTINUE;
                 END IF;
-                v_code := settled_one(w.q, p_queue, p_ids[i], p_handles[i], p_tokens[i], p_fences[i], p_kinds[i], p_a[i],
-                    p_traces[i], p_delays[i], p_children[i], p_keep_counts[i], v_now);
+                v_kind := CASE WHEN p_simple THEN 0 ELSE p_kinds[i] END;
+                v_code := settled_one(w.q, p_queue, p_ids[i], p_handles[i], p_tokens[i], p_fences[i], v_kind, p_a[i],
+                    p_traces[i], p_delays[i], p_children[i], p_keep_counts[CASE WHEN p_simple THEN 1 ELSE i END], v_now);
                 v_codes[i] := v_code;
-                IF v_code = 0 AND p_kinds[i] < 2 THEN
-                    v_ended[p_kinds[i] + 1] := v_ended[p_kinds[i] + 1] + 1;
-                ELSIF v_code = 0 AND (p_kinds[i] = 4 OR (p_kinds[i] IN (2, 3) AND p_delays[i] <= 0)) THEN
+                IF v_code = 0 AND v_kind < 2 THEN
+                    v_ended[v_kind + 1] := v_ended[v_kind + 1] + 1;
+                ELSIF v_code = 0 AND (v_kind = 4 OR (v_kind IN (2, 3) AND p_delays[i] <= 0)) THEN
                     v_hint := v_hint + 1;
                 END IF;
                 IF v_code = 0 THEN
@@ -406,7 +409,10 @@ BEGIN
             END IF;
         END LOOP;
     END IF;
-    IF v_ended[1] + v_ended[2] > 0 THEN
+    IF v_ended[1] > 0 AND p_simple THEN
+        PERFORM retained(w.q, 4, p_keep_counts[1], p_keep_ages[1], p_keep_limits[1], v_now)
+        WHERE p_keep_counts[1] IS DISTINCT FROM 0 AND (p_keep_counts[1] IS NOT NULL OR p_keep_ages[1] IS NOT NULL);
+    ELSIF v_ended[1] + v_ended[2] > 0 THEN
         FOR k IN
             SELECT DISTINCT u.kind, u.count, u.age, u.limit_
             FROM unnest(p_kinds, p_keep_counts, p_keep_ages, p_keep_limits, v_codes) u(kind, count, age, limit_, code)
