@@ -14,6 +14,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from workers_module import __version__
+from workers_module.cli.ending import end_threads
 from workers_module.cli.options import Options, choose, hoist, options
 
 CommandT = TypeVar("CommandT", bound=Callable[..., Any])
@@ -204,5 +205,9 @@ def root(
 
 
 def run() -> None:
-    """Run the command line of this process."""
-    app(prog_name="workers")
+    """Run the command line of this process, and let no thread of a handler keep it."""
+    try:
+        app(prog_name="workers")
+    except SystemExit as end:
+        end_threads(end.code if isinstance(end.code, int) else 1)
+        raise

@@ -78,7 +78,7 @@ def head(settings: WorkersSettings, info: StoreInfo) -> str:
     uri = settings.queue.uri
     place = "memory" if settings.in_memory or uri is None else mask_url(uri.get_secret_value())
     python = platform.python_version().rpartition(".")[0]
-    return f"workers_module {__version__} · python {python} · pid {os.getpid()} · {place} ({info.kind} {info.version})"
+    return f"workers_module {__version__} · python {python} · pid {os.getpid()} · {place} ({info.version})"
 
 
 def worker_lines(rows: Sequence[WorkerRow], settings: WorkersSettings, width: int) -> Iterator[str]:

@@ -25,6 +25,7 @@ _ALLOWED: Final[dict[BulkAction, tuple[JobState, ...]]] = {
     "promote": (JobState.DELAYED,),
     "remove": tuple(state for state in JobState if state is not JobState.ACTIVE),
 }
+_UNSAID: Final[dict[BulkAction, tuple[JobState, ...]]] = {**_ALLOWED, "retry": (JobState.FAILED,)}
 _DONE: Final[dict[BulkAction, str]] = {"retry": "retried", "promote": "promoted", "remove": "removed"}
 
 
@@ -40,8 +41,6 @@ async def retry(
     dry_run: DryRun = False,
 ) -> None:
     """Put jobs that ended back to work: the failed ones, unless --state says otherwise."""
-    if ids is None and not state:
-        state = [JobState.FAILED]
     await _act("retry", ids, queue, name, state, filter, limit, reset=reset, yes=yes, dry_run=dry_run)
 
 
@@ -157,7 +156,7 @@ async def _act(
         raise UsageError("give ids, or say which jobs with --queue, --name, --state and --filter; not both")
     if not ids and not (queue or names or state or text):
         raise UsageError(f"say which jobs: ids, or --queue, --name, --state or --filter; see: workers jobs {action} -h")
-    states = states_of(state) or _ALLOWED[action]
+    states = states_of(state) or (_ALLOWED[action] if ids else _UNSAID[action])
     wrong = [one for one in states if one not in _ALLOWED[action]]
     if wrong:
         raise UsageError(f"--state {wrong[0]}: {action} takes jobs that are {', '.join(_ALLOWED[action])}")

@@ -35,6 +35,9 @@ _STATE_STYLES: Final[Mapping[str, str]] = {
     "warn": "yellow",
     "fail": "red",
 }
+_ROOMY: Final = 120
+_LEAST: Final = 8
+"""No column is cut to less."""
 _UNSAFE: Final = frozenset({"Cc", "Cf", "Cs", "Co", "Zl", "Zp"})
 _JOINERS: Final = "\u200c\u200d"
 
@@ -187,30 +190,31 @@ def _print_fitting(out: Console, heads: Sequence[Column], cells: Sequence[Sequen
 
 
 def _table(heads: Sequence[Column], cells: Sequence[Sequence[str]], width: int) -> Table | None:
-    titles = [head.title if width >= 120 else head.title.replace("-", "-\n") for head in heads]
-    wide = [
+    titles = [head.title if width >= _ROOMY else head.title.replace("-", "-\n") for head in heads]
+    widths = [
         max(map(cell_len, [*title.splitlines(), *(row[number] for row in cells)]))
         for number, title in enumerate(titles)
     ]
-    least = [
-        min(size, max(10, *map(cell_len, title.splitlines()))) if head.shrinks else size
-        for head, size, title in zip(heads, wide, titles, strict=True)
-    ]
-    gap = 2 if sum(wide) + 2 * len(heads) <= width else 1
-    if sum(least) + gap * (len(heads) - 1) + 2 > width:
+    gap = 2 if sum(widths) + 2 * (len(heads) - 1) <= width else 1
+    fits = _shrunk(widths, [head.shrinks for head in heads], width - gap * (len(heads) - 1))
+    if not fits:
         return None
     made = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, gap - 1, 0, 0), header_style="bold")
-    for head, title, low in zip(heads, titles, least, strict=True):
-        made.add_column(
-            title,
-            justify="right" if head.right else "left",
-            no_wrap=True,
-            overflow="ellipsis",
-            min_width=low,
-        )
+    for head, title, size in zip(heads, titles, widths, strict=True):
+        made.add_column(title, justify="right" if head.right else "left", no_wrap=True, overflow="ellipsis", width=size)
     for row in cells:
         made.add_row(*map(_styled, row))
     return made
+
+
+def _shrunk(widths: list[int], shrinks: Sequence[bool], room: int) -> bool:
+    """Cut the widest of the columns that may be, in place, until all fit; whether they do."""
+    while sum(widths) > room:
+        able = [number for number, may in enumerate(shrinks) if may and widths[number] > _LEAST]
+        if not able:
+            return False
+        widths[max(able, key=widths.__getitem__)] -= 1
+    return True
 
 
 def _styled(text: str) -> Text:

@@ -6,7 +6,6 @@ import logging
 import os
 import signal
 import sys
-import threading
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ import anyio
 import anyio.abc
 
 from workers_module.cli import banner, logs
+from workers_module.cli.ending import LEAVE_S, end_within, relax
 from workers_module.cli.failures import ExitCode
 from workers_module.cli.options import options
 from workers_module.cli.output import messages, say
@@ -37,8 +37,7 @@ _log = logging.getLogger(__name__)
 
 LAST_S: Final = 1.0
 """What a stopping process has, over the grace and the time to kill, before it is ended hard (reliability §5.3)."""
-LEAVE_S: Final = 2.0
-"""What the interpreter has to end when all work is over; a handler's thread could keep it for ever."""
+_STUCK: Final = "a handler does not end; the process is ended by force"
 _LOOK_S: Final = 0.5
 _RUNS: Final[tuple[WorkerEventName, ...]] = ("completed", "failed")
 
@@ -123,7 +122,9 @@ async def work(wish: Wish) -> int:
                 await workers.wait()
         _log.info("stopped")
         group.cancel_scope.cancel()
-    _end_within(LEAVE_S, ExitCode.DONE)
+    # Tasks that ignore their cancellation would keep the event loop for ever.
+    relax()
+    end_within(LEAVE_S, ExitCode.DONE)
     return ExitCode.DONE
 
 
@@ -153,12 +154,12 @@ class _Stop:
                         self.ask()
                         continue
                     _log.info("stopping at once: running jobs are handed back")
-                    _end_within(self._kill_s, ExitCode.FAILED)
+                    end_within(self._kill_s, ExitCode.FAILED, why=_STUCK)
                     group.start_soon(self._workers.stop, "0s")
 
     async def _begin(self) -> None:
         await self._wanted.wait()
-        _end_within(span_ms(self._grace) / 1_000 + self._kill_s, ExitCode.FAILED)
+        end_within(span_ms(self._grace) / 1_000 + self._kill_s, ExitCode.FAILED, why=_STUCK)
         if self._workers.busy:
             left = duration_text(self._grace)
             _log.info("stopping: %d running, %s left; once more stops at once", self._workers.busy, left)
@@ -175,21 +176,6 @@ class _Stop:
                 _log.warning("the supervisor is gone; stopping")
                 self.ask()
                 return
-
-
-def _end_within(seconds: float, code: ExitCode) -> None:
-    """End the process after this time if it has not ended by itself; what it did has been settled by then."""
-
-    def end() -> None:
-        if code is not ExitCode.DONE:
-            sys.stderr.write("a handler does not end; the process is ended hard\n")
-        sys.stderr.flush()
-        sys.stdout.flush()
-        os._exit(code)
-
-    timer = threading.Timer(seconds, end)
-    timer.daemon = True
-    timer.start()
 
 
 @contextmanager
@@ -302,7 +288,7 @@ async def serve(wish: Wish) -> int:
         # uvicorn's way to say that it could not start; the reason is in the log.
         return ExitCode.FAILED
     code = ExitCode.DONE if server.started else ExitCode.FAILED
-    _end_within(LEAVE_S, code)
+    end_within(LEAVE_S, code)
     return code
 
 

@@ -14,10 +14,10 @@ from typing import Any, Final
 import anyio.to_thread
 
 from workers_module.cli.app import Face
-from workers_module.cli.output import Column, clean, result, say, table
+from workers_module.cli.output import clean, result, say, table
 from workers_module.cli.selecting import document, find_job
 from workers_module.cli.session import Session, opened
-from workers_module.cli.stats import COLUMNS, rows
+from workers_module.cli.stats import COLUMNS, cells, heads, rows
 from workers_module.di.dispatcher import Dispatcher
 
 face = Face(single=True)
@@ -110,9 +110,7 @@ class Prompt(code.InteractiveConsole):
 
 def _commands(session: Session) -> dict[str, Dot]:
     async def jobs(_: str) -> None:
-        heads = [Column(name, right=name not in {"name", "queue"}) for name in COLUMNS]
-        found = await rows(session)
-        table(heads, [[row[name] for name in COLUMNS] for row in found], empty="no jobs")
+        table(heads(COLUMNS), cells(await rows(session), COLUMNS), empty="no jobs")
 
     async def queues(_: str) -> None:
         for name in await session.queues():

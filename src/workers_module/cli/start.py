@@ -12,6 +12,7 @@ import anyio
 import typer
 
 from workers_module.cli.app import Face
+from workers_module.cli.ending import relax
 from workers_module.cli.failures import UsageError
 from workers_module.cli.options import options
 from workers_module.cli.output import say
@@ -136,7 +137,10 @@ def _need(module: str, extra: str) -> None:
 
 
 def _run_loop(function: Callable[[], Coroutine[Any, Any, int]], *, uvloop: bool) -> None:
-    code = anyio.run(function, backend_options={"use_uvloop": uvloop})
+    try:
+        code = anyio.run(function, backend_options={"use_uvloop": uvloop})
+    finally:
+        relax()
     if code:
         raise typer.Exit(code)
 

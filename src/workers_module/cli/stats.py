@@ -50,7 +50,7 @@ async def show(*, wide: bool = False) -> None:
     if options().json:
         emit([{name: row[name] for name in names} for row in found])
         return
-    table(_heads(names), _cells(found, names), empty="no queue has jobs, and the application has no workers")
+    table(heads(names), cells(found, names), empty="no queue has jobs, and the application has no workers")
 
 
 async def rows(session: Session) -> list[dict[str, Any]]:
@@ -83,11 +83,13 @@ async def _counted(session: Session, queue: str) -> dict[str, int]:
     }
 
 
-def _heads(names: Sequence[str]) -> list[Column]:
+def heads(names: Sequence[str]) -> list[Column]:
+    """Return the columns of these names."""
     return [Column(name, right=name not in {"name", "queue"}, shrinks=name in {"name", "queue"}) for name in names]
 
 
-def _cells(found: Sequence[dict[str, Any]], names: Sequence[str]) -> list[list[object]]:
+def cells(found: Sequence[dict[str, Any]], names: Sequence[str]) -> list[list[object]]:
+    """Return the cells of these columns."""
     return [[row[name] for name in names] for row in found]
 
 
@@ -100,11 +102,11 @@ async def _watch(session: Session, every: float, *, wide: bool) -> None:
             if options().json:
                 emit_line([{name: row[name] for name in names} for row in found])
             else:
-                table(_heads(names), _cells(found, names), empty="no jobs")
+                table(heads(names), cells(found, names), empty="no jobs")
             await anyio.sleep(every)
     with Live(console=out, auto_refresh=False, screen=False, vertical_overflow="visible") as live:
         while True:
             found = await rows(session)
-            made = fitting(_heads(names), _cells(found, names), out.width)
+            made = fitting(heads(names), cells(found, names), out.width)
             live.update(made or "the terminal is too narrow for this table", refresh=True)
             await anyio.sleep(every)

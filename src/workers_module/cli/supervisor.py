@@ -4,14 +4,14 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from typing import Final
 
 import anyio
 import anyio.abc
 
 from workers_module.cli.failures import ExitCode
-from workers_module.cli.output import say
+from workers_module.cli.output import say, some
 
 QUICK_S: Final = 10.0
 """A process that ends within this time of its start ended quickly."""
@@ -22,6 +22,7 @@ SUPERVISOR: Final = "SUPERVISOR_OF_WORKERS"
 """The variable in which a process finds the id of the one that started it, and ends with it."""
 _FINAL: Final = frozenset({ExitCode.USAGE, ExitCode.TARGET})
 _LAST_S: Final = 5.0
+_RELOAD_S: Final = 2.0
 
 Command = Callable[[int], tuple[Sequence[str], Mapping[str, str]]]
 
@@ -134,7 +135,7 @@ class Supervisor:
         with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
             async for received in signals:
                 if not self._stopping:
-                    say(f"stopping {len(self._processes)} processes")
+                    say(f"stopping {some(len(self._processes), 'process')}")
                     group.start_soon(self._kill_late)
                 self._stop(signal.SIGTERM if received == signal.SIGHUP else received)
 
@@ -147,25 +148,27 @@ class Supervisor:
     def _stop(self, received: signal.Signals) -> None:
         self._stopping = True
         self._stopped.set()
-        self._send(received)
-
-    def _send(self, received: signal.Signals) -> None:
-        for process in list(self._processes.values()):
-            try:
-                process.send_signal(received)
-            except ProcessLookupError:
-                continue
+        _send(self._processes.values(), received)
 
     async def _follow(self, changes: Callable[[], AsyncIterator[str]]) -> None:
         async for change in changes():
             say(f"{change} changed; starting anew")
             for event in self._renewed:
                 event.set()
-            self._send(signal.SIGTERM)
-            with anyio.move_on_after(2):
+            old = list(self._processes.values())
+            _send(old, signal.SIGTERM)
+            with anyio.move_on_after(_RELOAD_S):
                 await self._stopped.wait()
             # A second one hands running jobs back at once: they run again with the new code.
-            self._send(signal.SIGTERM)
+            _send([process for process in old if process.returncode is None], signal.SIGTERM)
+
+
+def _send(processes: Iterable[anyio.abc.Process], received: signal.Signals) -> None:
+    for process in list(processes):
+        try:
+            process.send_signal(received)
+        except ProcessLookupError:
+            continue
 
 
 def _end(code: int) -> str:

@@ -1,0 +1,111 @@
+import json
+import logging
+import os
+import shlex
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from workers_module.cli.app import app
+
+HERE = Path(__file__).parent
+TARGET = "shop:make_container"
+
+
+@dataclass(frozen=True)
+class Done:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+class Cli:
+    """Runs commands in this process, as they would be typed."""
+
+    def __call__(self, line: str, *more: str, stdin: str | None = None) -> Done:
+        environment, path = dict(os.environ), list(sys.path)
+        done = CliRunner().invoke(app, [*shlex.split(line), *more], input=stdin)
+        # What options set is for the process of their command.
+        sys.path[:] = path
+        os.environ.clear()
+        os.environ.update(environment)
+        if done.exception is not None and not isinstance(done.exception, SystemExit):
+            raise done.exception
+        return Done(done.exit_code, done.stdout, done.stderr)
+
+    def ok(self, line: str, *more: str, stdin: str | None = None) -> str:
+        done = self(line, *more, stdin=stdin)
+        assert done.code == 0, done.err + done.out
+        return done.out
+
+    def add(self, queue: str, name: str, data: Mapping[str, Any], *options: str) -> str:
+        told = json.loads(self.ok(f"jobs add {queue} {name}", json.dumps(data), "--json", *options))
+        return str(told["id"])
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty folder to work in; what commands do to this process is undone."""
+    monkeypatch.chdir(tmp_path)
+    root = logging.getLogger()
+    level, handlers = root.level, list(root.handlers)
+    yield tmp_path
+    root.setLevel(level)
+    root.handlers[:] = handlers
+
+
+@pytest.fixture
+def bare(here: Path, monkeypatch: pytest.MonkeyPatch) -> Cli:
+    """Commands without a store and an application."""
+    return Cli()
+
+
+@pytest.fixture
+def url(here: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    address = f"sqlite:///{here}/jobs.db"
+    monkeypatch.setenv("QUEUE_URL", address)
+    return address
+
+
+@pytest.fixture
+def cli(url: str, monkeypatch: pytest.MonkeyPatch) -> Cli:
+    """Commands on a store in a file, with the application of these tests."""
+    monkeypatch.setenv("WORKERS_APP", TARGET)
+    monkeypatch.syspath_prepend(str(HERE))
+    return Cli()
+
+
+_MADE: dict[str, bytes] = {}
+
+
+@pytest.fixture
+def ended(cli: Cli, here: Path) -> Cli:
+    """Five jobs of `mail` have completed, three have failed."""
+    file = here / "jobs.db"
+    if "ended" in _MADE:
+        file.write_bytes(_MADE["ended"])
+        return cli
+    for number in range(5):
+        cli.add("mail", "send", {"to": f"ann{number}@example.org"}, "--id", f"good{number}")
+    for number in range(3):
+        cli.add("mail", "bounce", {"to": f"bob{number}"}, "--id", f"bad{number}")
+    work(cli)
+    # Every command has closed the file, so this is all of it.
+    _MADE["ended"] = file.read_bytes()
+    return cli
+
+
+def work(cli: Cli, *options: str) -> Done:
+    """Run a worker in this process until nothing is left to do."""
+    done = cli("start --worker --drain", *options)
+    assert done.code == 0, done.err
+    return done

@@ -1,0 +1,15 @@
+"""The web application beside which the workers of `shop` run."""
+
+from shop import make_container  # type: ignore[import-not-found]  # pyright: ignore
+from starlette.applications import Starlette
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
+
+from workers_module import workers_lifespan
+
+
+def create_app() -> Starlette:
+    async def home(request: object) -> PlainTextResponse:
+        return PlainTextResponse("shop")
+
+    return Starlette(routes=[Route("/", home)], lifespan=workers_lifespan(make_container()))
