@@ -57,7 +57,7 @@ async def test_a_file_that_must_be_there(tmp_path: Path) -> None:
 
 def test_every_scheme_names_a_store() -> None:
     for scheme in SCHEMES:
-        assert open_store(f"{scheme}:///jobs.db" if scheme == "sqlite" else f"{scheme}://") is not None
+        assert open_store(f"{scheme}:///jobs.db" if scheme == "sqlite" else f"{scheme}://host/1") is not None
 
 
 def test_a_store_whose_driver_is_not_installed_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,7 +54,11 @@ def jobs_in(path: Path) -> int:
         return number
 
 
-async def test_the_log_stays_bounded_while_somebody_always_writes(store: SqliteStore, path: Path) -> None:
+async def test_the_log_stays_bounded_while_somebody_always_writes(
+    store: SqliteStore, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoints, "EVERY", 50)
+    monkeypatch.setattr(checkpoints, "RESTART", 200)
     before = beginnings(path)
     async with anyio.create_task_group() as group:
         for _ in range(4):
