@@ -3,7 +3,7 @@
 import asyncio
 import random
 import re
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final, TypeAlias
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
@@ -31,7 +31,6 @@ TRIES: Final = 6
 LIBRARY: Final = "workers_module"
 
 Row: TypeAlias = Any
-Call: TypeAlias = Callable[[], Any]
 
 _SCHEMA = re.compile(r"[a-z_][a-z0-9_]{0,49}")
 _ROLLED_BACK: Final = frozenset({"40001", "40P01"})
