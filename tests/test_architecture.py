@@ -163,7 +163,7 @@ class TestExampleFile:
 def files() -> Iterator[Path]:
     """The files of the project: no environments, caches or build results."""
     for path in sorted(ROOT.iterdir()):
-        if path.is_file() and (not path.name.startswith(".env") or path == EXAMPLE):
+        if path.is_file() and path.name != ".git" and (not path.name.startswith(".env") or path == EXAMPLE):
             yield path
         elif path.is_dir() and (path.name in {".ci", ".github"} or not path.name.startswith((".", "build", "dist"))):
             yield from (
