@@ -77,6 +77,13 @@ class TestOneProcess:
             assert worker.end() == 0
         assert states(cli, "slow") == ["waiting"]
 
+    def test_runs_on_uvloop(self, cli: Cli, here: Path) -> None:
+        pytest.importorskip("uvloop")
+        cli.add("mail", "send", {"to": "ann"})
+        with running(here, "start", "-w", "--drain", "--loop", "uvloop") as worker:
+            assert worker.end() == 0
+        assert states(cli, "mail") == ["completed"]
+
     def test_ends_when_drained(self, cli: Cli) -> None:
         for number in range(3):
             cli.add("mail", "send", {"to": f"ann{number}"})
