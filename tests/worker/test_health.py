@@ -37,6 +37,7 @@ def ask(port: int, path: str) -> tuple[int, dict[str, Any]]:
 
 async def asked(probed: Health, path: str) -> tuple[int, dict[str, Any]]:
     """Ask while the loop turns."""
+    answer: tuple[int, dict[str, Any]] = (0, {})
     async with anyio.create_task_group() as group:
         group.start_soon(probed.turn)
         await anyio.lowlevel.checkpoint()

@@ -1,6 +1,6 @@
 """``workers queues``: look at queues; pause, resume, empty and delete them."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -27,7 +27,7 @@ async def list_() -> None:
     """Show every queue: how many jobs it has in each state, and who works on it."""
     async with opened() as session:
         workers = await session.inspector.workers()
-        found = [
+        found: list[dict[str, Any]] = [
             {
                 "queue": name,
                 "waiting": counts.waiting,
@@ -46,8 +46,11 @@ async def list_() -> None:
     if options().json:
         emit(found)
         return
-    heads = [Column(name, right=name != "queue", shrinks=name == "queue") for name in found[0]] if found else []
-    table(heads, [list(row.values()) for row in found], empty="there is no queue yet; the first job makes one")
+    names = ("queue", "ready", "delayed", "active", "completed", "failed", "waiting-children", "paused", "workers")
+    heads = [Column(name, right=name != "queue", shrinks=name == "queue") for name in names]
+    # On a terminal of 80 columns there is no room for two kinds of ready.
+    rows = [{**row, "ready": row["waiting"] + row["prioritized"]} for row in found]
+    table(heads, [[row[name] for name in names] for row in rows], empty="there is no queue yet; a first job makes one")
 
 
 @face.command()
