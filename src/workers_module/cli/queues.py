@@ -8,11 +8,10 @@ from workers_module.cli.app import Face
 from workers_module.cli.failures import UsageError
 from workers_module.cli.options import options
 from workers_module.cli.output import Column, confirm, emit, result, some, table
+from workers_module.cli.selecting import duration_of
 from workers_module.cli.session import DryRunOption, QueueArgument, YesOption, opened
 from workers_module.client.queue import CLEAN_STATES, CleanState
 from workers_module.client.search import JobFilter, find_jobs
-from workers_module.clock import duration_ms
-from workers_module.errors import ConfigurationError
 from workers_module.job.state import JobState
 
 face = Face("Look at queues; pause, resume, empty and delete them.")
@@ -100,7 +99,7 @@ async def clean(
 ) -> None:
     """Delete old jobs in a state."""
     chosen = _clean_state(state)
-    age = _age(older_than, "--older-than")
+    age = duration_of(older_than, "--older-than")
     async with opened() as session:
         target = await session.queue(queue)
         now = await session.now()
@@ -161,10 +160,3 @@ def _clean_state(state: str) -> CleanState:
         if one == state:
             return one
     raise UsageError(f"--state {state!r}: there are {', '.join(CLEAN_STATES)}")
-
-
-def _age(text: str, what: str) -> int:
-    try:
-        return duration_ms(text, what)
-    except ConfigurationError as error:
-        raise UsageError(str(error)) from None
