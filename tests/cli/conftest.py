@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 
 from workers_module.cli.app import app
 
-HERE = Path(__file__).parent
-TARGET = "shop:make_container"
+HERE = Path(__file__).parents[2]
+TARGET = "tests.cli.shop:make_container"
 
 
 @dataclass(frozen=True)

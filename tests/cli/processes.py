@@ -6,13 +6,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[2]
 PATIENCE = 60.0
 
 
@@ -58,10 +58,15 @@ class Running:
 
 
 @contextmanager
-def running(folder: Path, *arguments: str, environment: Mapping[str, str] | None = None) -> Iterator[Running]:
+def running(folder: Path, *arguments: str, environment: Mapping[str, str] | None = None) -> Generator[Running]:
     """Run a command meanwhile; what is left of it is killed."""
     log = folder / f"log-{time.monotonic_ns()}"
-    values = {**os.environ, "PYTHONPATH": str(HERE), "WORKERS_APP": "shop:make_container", **(environment or {})}
+    values = {
+        **os.environ,
+        "PYTHONPATH": str(HERE),
+        "WORKERS_APP": "tests.cli.shop:make_container",
+        **(environment or {}),
+    }
     with log.open("wb") as file:
         process = subprocess.Popen(
             [sys.executable, "-m", "workers_module", *arguments],

@@ -1,10 +1,10 @@
 """The web application beside which the workers of `shop` run."""
 
-from shop import make_container  # type: ignore[import-not-found]  # pyright: ignore
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
+from tests.cli.shop import make_container
 from workers_module import workers_lifespan
 
 

@@ -77,6 +77,13 @@ class TestOneProcess:
             assert worker.end() == 0
         assert states(cli, "slow") == ["waiting"]
 
+    def test_runs_on_uvloop(self, cli: Cli, here: Path) -> None:
+        pytest.importorskip("uvloop")
+        cli.add("mail", "send", {"to": "ann"})
+        with running(here, "start", "-w", "--drain", "--loop", "uvloop") as worker:
+            assert worker.end() == 0
+        assert states(cli, "mail") == ["completed"]
+
     def test_ends_when_drained(self, cli: Cli) -> None:
         for number in range(3):
             cli.add("mail", "send", {"to": f"ann{number}"})
@@ -110,7 +117,7 @@ class TestOneProcess:
         assert cli("cron list --json").json[0]["stored"]
 
     def test_run_is_short_for_it(self, url: str, here: Path) -> None:
-        with running(here, "run", "shop:make_container", environment={**LOG, "WORKERS_APP": ""}) as worker:
+        with running(here, "run", "tests.cli.shop:make_container", environment={**LOG, "WORKERS_APP": ""}) as worker:
             worker.wait_for("Ready in")
             worker.send()
             assert worker.end() == 0
@@ -207,7 +214,7 @@ class TestSupervisor:
     def test_reload_starts_anew_when_a_file_changes(self, cli: Cli, here: Path) -> None:
         code = here / "code"
         code.mkdir()
-        (code / "late.py").write_text("from shop import make_container\nprint('first', flush=True)\n")
+        (code / "late.py").write_text("from tests.cli.shop import make_container\nprint('first', flush=True)\n")
         options = (
             "start",
             "-w",
@@ -221,7 +228,7 @@ class TestSupervisor:
         )
         with running(here, *options, environment=LOG) as supervisor:
             supervisor.wait_for("Ready in")
-            (code / "late.py").write_text("from shop import make_container\nprint('second', flush=True)\n")
+            (code / "late.py").write_text("from tests.cli.shop import make_container\nprint('second', flush=True)\n")
             supervisor.wait_for(r"late\.py changed")
             supervisor.wait_for(r"second[\s\S]*Ready in")
             supervisor.send()
@@ -238,7 +245,7 @@ def alive(pid: int) -> bool:
 
 class TestServer:
     def test_serves_and_works_in_one_process(self, cli: Cli, here: Path) -> None:
-        options = ("start", "--all", "shop_site:create_app", "--port", "0")
+        options = ("start", "--all", "tests.cli.shop_site:create_app", "--port", "0")
         with running(here, *options, environment=LOG) as server:
             port = server.wait_for(r"running on http://127.0.0.1:(\d+)")[1]
             cli.add("mail", "send", {"to": "ann"})
@@ -252,11 +259,11 @@ class TestServer:
         ("line", "code", "says"),
         [
             ("start", 2, "say what to start"),
-            ("start --worker --all shop_site:create_app", 2, "one of"),
-            ("start --worker=gpu --all shop_site:create_app", 2, "tags do not go with a web server"),
-            ("start --all shop_site:create_app --drain", 2, "--drain goes with --worker"),
-            ("start --all shop_site:create_app --processes 2", 2, "--processes goes with --worker"),
-            ("start --all shop_site:nothing", 3, "nothing"),
+            ("start --worker --all tests.cli.shop_site:create_app", 2, "one of"),
+            ("start --worker=gpu --all tests.cli.shop_site:create_app", 2, "tags do not go with a web server"),
+            ("start --all tests.cli.shop_site:create_app --drain", 2, "--drain goes with --worker"),
+            ("start --all tests.cli.shop_site:create_app --processes 2", 2, "--processes goes with --worker"),
+            ("start --all tests.cli.shop_site:nothing", 3, "nothing"),
             ("start --all nowhere:app", 3, "nowhere"),
             ("start --worker --loop trio", 2, "asyncio and uvloop"),
             ("start --worker --grace 5", 2, "has no unit"),
@@ -274,7 +281,7 @@ class TestServer:
     def test_tags_of_the_environment_do_not_go_with_it(self, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("WORKERS_TAGS", "gpu")
 
-        done = cli("start --all shop_site:create_app")
+        done = cli("start --all tests.cli.shop_site:create_app")
 
         assert done.code == 2
         assert "unset it" in done.err

@@ -13,9 +13,9 @@ from pydantic import BaseModel
 from tests.client.helpers import Kit, Q, everything
 from workers_module.client.admin import JobsAdmin
 from workers_module.clock import FrozenClock
-from workers_module.errors import ConfigurationError, JobCancelledError, TooLargeError
+from workers_module.errors import ConfigurationError, JobCancelledError, PayloadError, TooLargeError
 from workers_module.job.kind import JobKind
-from workers_module.job.options import Dedup
+from workers_module.job.options import Dedup, JobOptions
 from workers_module.job.outcome import Failed
 from workers_module.job.retry import Backoff
 from workers_module.job.state import ALL_STATES, JobState
@@ -356,3 +356,55 @@ async def test_every_state_is_dumped_once(any_kit: Kit, tmp_path: Path) -> None:
     document = json.loads((tmp_path / "backup" / f"{Q}.json").read_text())
     assert [job["data"] for job in document["jobs"]] == list(range(1_234))
     assert len(ALL_STATES) == 7
+
+
+async def test_act_does_it_to_those_it_can_be_done_to(any_kit: Kit) -> None:
+    late = await any_kit.queue.add("a", 1, delay="1h")
+    ready = await any_kit.queue.add("a", 2)
+    tool = admin(any_kit)
+    assert await tool.act("promote", Q, [ready.id]) == []
+    assert await tool.act("promote", Q, [late.id, ready.id, "gone"]) == [late.id]
+    assert await tool.act("retry", Q, ["gone"]) == []
+    assert await tool.act("remove", Q, []) == []
+    assert sorted(await tool.act("remove", Q, [late.id, ready.id])) == sorted([late.id, ready.id])
+
+
+async def test_check_refuses_what_add_would_and_stores_nothing(kit: Kit) -> None:
+    tool = admin(kit)
+    tool.check(Q, "a", {"n": 1}, {"attempts": 3})
+    refused: list[tuple[str, str, object, JobOptions]] = [
+        ("a b", "a", 1, {}),
+        (Q, "a b", 1, {}),
+        (Q, "a", float("nan"), {}),
+        (Q, "a", 1, {"attempts": -1}),
+    ]
+    for queue, name, data, options in refused:
+        with pytest.raises((ConfigurationError, PayloadError)):
+            tool.check(queue, name, data, options)
+    assert await kit.store.queues() == []
+
+
+async def test_dry_runs_count_and_change_nothing(any_kit: Kit, clock: FrozenClock, tmp_path: Path) -> None:
+    tool = admin(any_kit)
+    for number in range(3):
+        await any_kit.queue.add("a", number)
+    await any_kit.complete()
+    await any_kit.claim()
+    clock.advance(timedelta(hours=2))
+    assert await tool.cancel("a", dry_run=True) == 1
+    assert await tool.cancel("a", running=True, dry_run=True) == 2
+    assert await tool.tidy(dry_run=True) == 1
+    assert await tool.purge("1h", dry_run=True, dump="not-written.json") == 2
+    assert await tool.requeue("1h", dry_run=True) == 1
+    counts = await any_kit.queue.get_job_counts()
+    assert (counts.waiting, counts.active, counts.completed) == (1, 1, 1)
+    assert not (tmp_path / "not-written.json").exists()
+
+
+async def test_a_lock_is_taken_from_its_holder_and_from_nobody_else(any_kit: Kit) -> None:
+    await any_kit.store.lease("prices", "one", 60_000)
+    (lock,) = await any_kit.store.locks()
+    assert await admin(any_kit).release_lock(lock)
+    await any_kit.store.lease("prices", "two", 60_000)
+    assert not await admin(any_kit).release_lock(lock)
+    assert [held.owner for held in await any_kit.store.locks()] == ["two"]

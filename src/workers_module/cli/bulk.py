@@ -7,12 +7,10 @@ import typer
 
 from workers_module.cli.failures import CommandFailedError, UsageError
 from workers_module.cli.output import confirm, progress, result, say, some
-from workers_module.cli.selecting import DryRun, Filter, Queue, States, Yes, filter_of, find_job, states_of
+from workers_module.cli.selecting import DryRun, Filter, Queue, States, Yes, duration_of, filter_of, find_job, states_of
 from workers_module.cli.session import Session, opened
 from workers_module.client.admin import BulkAction
 from workers_module.client.search import find_jobs
-from workers_module.clock import duration_ms
-from workers_module.errors import ConfigurationError
 from workers_module.job.state import JobState
 
 Ids = Annotated[list[str] | None, typer.Argument(metavar="[ID...]", help="The jobs; or say which with the options.")]
@@ -109,7 +107,7 @@ async def purge(
     dry_run: DryRun = False,
 ) -> None:
     """Delete old jobs: completed, failed, waiting and prioritized ones, unless --state says otherwise."""
-    _duration(max_age, "--max-age")
+    duration_of(max_age, "--max-age")
     states = states_of(state) or None
     async with opened() as session:
         await _one_of(session, queue)
@@ -128,7 +126,7 @@ async def requeue(
     dry_run: DryRun = False,
 ) -> None:
     """Put back jobs that are active, but whose worker is gone; running workers do so by themselves."""
-    _duration(from_age, "--from-age")
+    duration_of(from_age, "--from-age")
     async with opened() as session:
         await _one_of(session, queue)
         count = await session.admin.requeue(from_age, queue=queue, dry_run=dry_run)
@@ -227,10 +225,3 @@ def _of(queue: str | None) -> str:
 def _tell(done: str, count: int, *, dry_run: bool, more: str = "") -> None:
     text = f"{some(count, 'job')}{more} {'would be ' if dry_run else ''}{done}"
     result(text, {done.replace(" ", "_"): 0 if dry_run else count, "found": count, "dry_run": dry_run})
-
-
-def _duration(text: str, what: str) -> None:
-    try:
-        duration_ms(text, what)
-    except ConfigurationError as error:
-        raise UsageError(str(error)) from None

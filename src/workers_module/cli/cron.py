@@ -53,7 +53,7 @@ async def next_(
         now = await session.now()
     zone = ZoneInfo(info.tz or "UTC")
     found = [
-        {"utc": one, "local": one.astimezone(zone).isoformat(timespec="seconds"), "note": _note(one, before, zone)}
+        {"utc": one, "local": one.astimezone(zone).isoformat(timespec="seconds"), "note": note_of(one, before, zone)}
         for one, before in zip(instants, [None, *instants], strict=False)
     ]
     if options().json:
@@ -170,7 +170,7 @@ def _owner(session: Session, info: ScheduleInfo) -> str:
     return (info.owner or "added") if not session.has_app or info.owner is None else f"{info.owner} (not declared here)"
 
 
-def _note(instant: datetime, before: datetime | None, zone: ZoneInfo) -> str:
+def note_of(instant: datetime, before: datetime | None, zone: ZoneInfo) -> str:
     """Return what daylight saving does to a time, for people who wonder about it."""
     local = instant.astimezone(zone)
     notes: list[str] = []

@@ -203,7 +203,9 @@ async def _follow(session: Session, job: Job[Any]) -> None:
                 group.cancel_scope.cancel()
     if options().json:
         emit_line(document(current))
-    elif current.state is JobState.FAILED:
+        return
+    say(f"job {job.id} of {job.queue} is {current.state.value}")
+    if current.state is JobState.FAILED:
         raise CommandFailedError(f"job {job.id} failed: {current.error}")
 
 

@@ -1,6 +1,6 @@
 """``workers queues``: look at queues; pause, resume, empty and delete them."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -8,11 +8,10 @@ from workers_module.cli.app import Face
 from workers_module.cli.failures import UsageError
 from workers_module.cli.options import options
 from workers_module.cli.output import Column, confirm, emit, result, some, table
+from workers_module.cli.selecting import duration_of
 from workers_module.cli.session import DryRunOption, QueueArgument, YesOption, opened
 from workers_module.client.queue import CLEAN_STATES, CleanState
 from workers_module.client.search import JobFilter, find_jobs
-from workers_module.clock import duration_ms
-from workers_module.errors import ConfigurationError
 from workers_module.job.state import JobState
 
 face = Face("Look at queues; pause, resume, empty and delete them.")
@@ -27,7 +26,7 @@ async def list_() -> None:
     """Show every queue: how many jobs it has in each state, and who works on it."""
     async with opened() as session:
         workers = await session.inspector.workers()
-        found = [
+        found: list[dict[str, Any]] = [
             {
                 "queue": name,
                 "waiting": counts.waiting,
@@ -46,8 +45,11 @@ async def list_() -> None:
     if options().json:
         emit(found)
         return
-    heads = [Column(name, right=name != "queue", shrinks=name == "queue") for name in found[0]] if found else []
-    table(heads, [list(row.values()) for row in found], empty="there is no queue yet; the first job makes one")
+    names = ("queue", "ready", "delayed", "active", "completed", "failed", "waiting-children", "paused", "workers")
+    heads = [Column(name, right=name != "queue", shrinks=name == "queue") for name in names]
+    # On a terminal of 80 columns there is no room for two kinds of ready.
+    rows = [{**row, "ready": row["waiting"] + row["prioritized"]} for row in found]
+    table(heads, [[row[name] for name in names] for row in rows], empty="there is no queue yet; a first job makes one")
 
 
 @face.command()
@@ -97,7 +99,7 @@ async def clean(
 ) -> None:
     """Delete old jobs in a state."""
     chosen = _clean_state(state)
-    age = _age(older_than, "--older-than")
+    age = duration_of(older_than, "--older-than")
     async with opened() as session:
         target = await session.queue(queue)
         now = await session.now()
@@ -158,10 +160,3 @@ def _clean_state(state: str) -> CleanState:
         if one == state:
             return one
     raise UsageError(f"--state {state!r}: there are {', '.join(CLEAN_STATES)}")
-
-
-def _age(text: str, what: str) -> int:
-    try:
-        return duration_ms(text, what)
-    except ConfigurationError as error:
-        raise UsageError(str(error)) from None

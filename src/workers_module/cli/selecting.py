@@ -8,6 +8,7 @@ import typer
 from workers_module.cli.failures import CommandFailedError, UsageError
 from workers_module.cli.session import DryRunOption, QueueOption, Session, YesOption
 from workers_module.client.search import JobFilter
+from workers_module.clock import duration_ms
 from workers_module.errors import ConfigurationError
 from workers_module.job.job import Job
 from workers_module.job.state import ALL_STATES, JobState
@@ -30,6 +31,18 @@ def states_of(given: Sequence[str] | None) -> tuple[JobState, ...]:
         if name not in {*ALL_STATES}:
             raise UsageError(f"--state {name!r}: there are {', '.join(ALL_STATES)}")
     return tuple(JobState(name) for name in dict.fromkeys(names))
+
+
+def duration_of(text: str, option: str) -> int:
+    """Return an option's duration in milliseconds.
+
+    Raises:
+        UsageError: It is none.
+    """
+    try:
+        return duration_ms(text, option)
+    except ConfigurationError as error:
+        raise UsageError(str(error)) from None
 
 
 def filter_of(text: str, names: Sequence[str] = ()) -> JobFilter:

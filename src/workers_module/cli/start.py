@@ -17,9 +17,10 @@ from workers_module.cli.failures import UsageError
 from workers_module.cli.options import options
 from workers_module.cli.output import say
 from workers_module.cli.process import Wish, serve, work
+from workers_module.cli.selecting import duration_of
 from workers_module.cli.session import complete_worker
 from workers_module.cli.supervisor import Supervisor
-from workers_module.clock import duration_ms, span_ms
+from workers_module.clock import span_ms
 from workers_module.errors import ConfigurationError
 from workers_module.settings import WorkersSettings
 
@@ -116,10 +117,7 @@ def _set(
     *, tags: Sequence[str], concurrency: int | None, grace: str | None, health_port: int | None, no_cron: bool
 ) -> None:
     if grace is not None:
-        try:
-            duration_ms(grace, "--grace")
-        except ConfigurationError as error:
-            raise UsageError(str(error)) from None
+        duration_of(grace, "--grace")
     for path, value, option in (
         ("tags", ",".join(tags) or None, "--worker"),
         ("concurrency", concurrency, "--concurrency"),

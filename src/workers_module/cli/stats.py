@@ -9,12 +9,10 @@ from rich.live import Live
 
 from workers_module.cli.app import Face
 from workers_module.cli.banner import worker_rows
-from workers_module.cli.failures import UsageError
 from workers_module.cli.options import options
 from workers_module.cli.output import Column, console, emit, emit_line, fitting, table
+from workers_module.cli.selecting import duration_of
 from workers_module.cli.session import Session, opened
-from workers_module.clock import duration_ms
-from workers_module.errors import ConfigurationError
 
 face = Face(single=True)
 
@@ -34,10 +32,7 @@ async def stats(
     if watch is None:
         await show(wide=wide)
         return
-    try:
-        every = duration_ms(watch, "--watch") / 1_000
-    except ConfigurationError as error:
-        raise UsageError(str(error)) from None
+    every = duration_of(watch, "--watch") / 1_000
     async with opened() as session:
         await _watch(session, max(every, _LEAST_S), wide=wide)
 

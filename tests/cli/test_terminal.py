@@ -1,0 +1,100 @@
+"""On a real terminal: colours where they are wanted, questions, progress, and nothing wider than it is."""
+
+import fcntl
+import os
+import pty
+import re
+import select
+import struct
+import sys
+import termios
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from rich.cells import cell_len
+
+from tests.cli.conftest import Cli
+from tests.cli.processes import HERE, PATIENCE
+
+COLOR = re.compile(r"\x1b\[[0-9;]*[1-9][0-9;]*m")
+ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b\][^\x07]*\x07")
+
+
+def on_terminal(
+    here: Path, *arguments: str, columns: int = 80, answer: tuple[str, str] | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> tuple[int, str]:  # fmt: skip
+    """Run a command on a terminal of its own; ``answer`` is what is typed when something was said."""
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.chdir(here)
+        values = {**os.environ, "PYTHONPATH": str(HERE), "TERM": "xterm-256color", **(environment or {})}
+        values.pop("COLUMNS", None)
+        os.execve(sys.executable, [sys.executable, "-m", "workers_module", *arguments], values)
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
+    said = ""
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end:
+        if select.select([terminal], [], [], 0.1)[0]:
+            try:
+                data = os.read(terminal, 65_536)
+            except OSError:  # Linux says so when the other side is closed
+                break
+            if not data:
+                break
+            said += data.decode("utf-8", "replace")
+        if answer is not None and answer[0] in said:
+            os.write(terminal, answer[1].encode())
+            answer = None
+    os.close(terminal)
+    _, status = os.waitpid(pid, 0)
+    return os.waitstatus_to_exitcode(status), said
+
+
+@pytest.mark.parametrize("columns", [120, 80, 44])
+def test_tables_fit(ended: Cli, here: Path, columns: int) -> None:
+    for arguments in (("stats",), ("jobs", "list", "--queue", "mail"), ("queues", "list")):
+        code, said = on_terminal(here, *arguments, columns=columns)
+
+        assert code == 0, said
+        assert COLOR.search(said)
+        assert "mail" in said
+        lines = [ESCAPES.sub("", line).rstrip() for line in said.splitlines()]
+        assert max(map(cell_len, lines)) <= columns
+
+
+@pytest.mark.parametrize(
+    ("options", "environment"), [(("--no-color",), {}), ((), {"NO_COLOR": "1"})], ids=["option", "variable"]
+)
+def test_colours_can_be_refused(
+    ended: Cli, here: Path, options: tuple[str, ...], environment: Mapping[str, str]
+) -> None:
+    code, said = on_terminal(here, "jobs", "list", *options, environment=environment)
+
+    assert code == 0
+    assert not re.search(r"\x1b\[[0-9;]*3[0-9]m", said)
+
+
+def test_a_person_is_asked_and_sees_progress(ended: Cli, here: Path) -> None:
+    code, said = on_terminal(here, "jobs", "retry", "--queue", "mail", answer=("[y/N]", "y\n"))
+
+    assert code == 0, said
+    assert "3 jobs of mail found. Retry? [y/N]" in said
+    assert "3/3" in said
+    assert "3 retried" in said
+
+
+def test_no_is_the_answer_that_changes_nothing(ended: Cli, here: Path) -> None:
+    code, said = on_terminal(here, "jobs", "remove", "--queue", "mail", answer=("[y/N]", "\n"))
+
+    assert code == 2
+    assert "nothing was changed" in said
+    assert len(ended("jobs list --queue mail --json").json) == 8
+
+
+def test_ctrl_c_ends_what_watches_with_130(ended: Cli, here: Path) -> None:
+    code, said = on_terminal(here, "stats", "--watch", "50ms", answer=("MailProcessor", "\x03"))
+
+    assert code == 130, said
