@@ -10,7 +10,7 @@ ARGS ?=
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-slow faults soak check format format-check lint types contracts bench clean
+.PHONY: help demo test test-all test-slow faults soak faults check format format-check lint types contracts bench bench-embedded bench-redis bench-postgres clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -80,7 +80,9 @@ contracts: $(VENV)/.installed-dev ## which way imports may run
 # Peers have virtual environments of their own; ARGS go to the runner (--rounds 5, -n 50000).
 PEERS := cd benchmarks/peers && BENCH_HOME=$(abspath .cache/bench)
 
-bench: $(VENV)/.installed-test ## measure what a job costs here, and beside other libraries
+bench: bench-embedded bench-redis ## measure what a job costs here, and beside other libraries
+
+bench-embedded: $(VENV)/.installed-test ## the part of "bench" that needs no server: memory and SQLite
 	$(BIN)/python benchmarks/micro.py
 	$(PEERS) BENCH_PYTHON=$(abspath $(BIN))/python ./setup.sh ours sqliteq huey taskiq
 	$(PEERS) ../../$(BIN)/python run_peers.py workers_sqlite workers_sqlite_normal litequeue_ huey_sqlite --measures drain,enqueue \
@@ -88,6 +90,18 @@ bench: $(VENV)/.installed-test ## measure what a job costs here, and beside othe
 	$(PEERS) ../../$(BIN)/python run_peers.py workers_memory taskiq_memory plain_asyncio --measures drain \
 		--rounds 5 -n 50000 $(ARGS) -o $(abspath .cache/bench)/memory.json
 	$(BIN)/python benchmarks/peers/table.py .cache/bench/sqlite.json .cache/bench/memory.json
+
+bench-redis: $(VENV)/.installed-test ## the part of "bench" on Redis, beside Node.js (needs redis-server, redis-benchmark, node, npm)
+	$(PEERS) BENCH_PYTHON=$(abspath $(BIN))/python ./setup.sh ours saq taskiq streaq bullmq_py node
+	$(PEERS) ../../$(BIN)/python run_peers.py workers_redis bullmq_node bullmq_py saq_redis taskiq_redis_ streaq_ \
+		--rounds 5 --concurrency 100,10 $(ARGS) -o $(abspath .cache/bench)/redis.json
+	$(BIN)/python benchmarks/peers/table.py .cache/bench/redis.json
+
+bench-postgres: $(VENV)/.installed-test ## the same on Postgres (needs its server's programs)
+	$(PEERS) BENCH_PYTHON=$(abspath $(BIN))/python ./setup.sh ours pgqueuer oban procrastinate
+	$(PEERS) ../../$(BIN)/python run_peers.py workers_postgres pgqueuer_ oban_ procrastinate_ --measures drain,enqueue \
+		--rounds 5 $(ARGS) -o $(abspath .cache/bench)/postgres.json
+	$(BIN)/python benchmarks/peers/table.py .cache/bench/postgres.json
 
 clean: ## remove what was made, except for .venv
 	rm -rf .cache .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache build dist
