@@ -126,8 +126,10 @@ async def test_results_that_are_no_json_fail_the_job_and_no_listener(
     ]
 
     async def handle(job: Job[Any], _: JobContext) -> Any:
-        bad: Any = None if job.data is None else results[job.data][0]
-        return "well" if bad is None else bad
+        if job.data is None:
+            return "well"
+        at: int = job.data
+        return results[at][0]
 
     await node.run("await t.listen('mail')")
     async with place.working(consumer("mail", handle)):
