@@ -128,7 +128,8 @@ async def test_results_that_are_no_json_fail_the_job_and_no_listener(
     async def handle(job: Job[Any], _: JobContext) -> Any:
         if job.data is None:
             return "well"
-        return results[int(job.data)][0]
+        at: int = job.data
+        return results[at][0]
 
     await node.run("await t.listen('mail')")
     async with place.working(consumer("mail", handle)):
