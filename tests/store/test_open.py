@@ -56,8 +56,9 @@ async def test_a_file_that_must_be_there(tmp_path: Path) -> None:
 
 
 def test_every_scheme_names_a_store() -> None:
+    paths = {"sqlite": "/jobs.db", "redis+sentinel": "host/mymaster", "rediss+sentinel": "host/mymaster"}
     for scheme in SCHEMES:
-        assert open_store(f"{scheme}:///jobs.db" if scheme == "sqlite" else f"{scheme}://host/1") is not None
+        assert open_store(f"{scheme}://{paths.get(scheme, 'host')}") is not None
 
 
 def test_a_store_whose_driver_is_not_installed_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
