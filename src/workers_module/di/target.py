@@ -131,7 +131,7 @@ def _module(text: str, name: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
             raise ConfigurationError(
-                f"{text!r}: no module {error.name!r} in {here} or among the installed ones"
+                f"{text!r}: no module {error.name!r} in {sys.path[0] or here} or among the installed ones"
             ) from None
         raise ConfigurationError(f"{text!r}: {name} imports {error.name!r}, which is not installed") from error
     except Exception as error:
