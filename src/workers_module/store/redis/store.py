@@ -103,6 +103,8 @@ OLDEST: Final = (6, 2)
 """The oldest server this works with; a clock of the caller's needs `OLDEST_WITH_CLOCK`."""
 OLDEST_WITH_CLOCK: Final = (7, 0)
 MOST_CONNECTIONS: Final = 10
+_LOOK_SECONDS: Final = 0.1
+"""How often a server looks whose sleep is over; the longest sleeps may be longer by that."""
 BLOCK_SECONDS: Final = 10.0
 """How long a worker sleeps at most before it looks again, were all markers lost."""
 _SLACK_SECONDS: Final = 5.0
@@ -486,7 +488,7 @@ class RedisStore:
             self._check_marker(servers, links, await link.ask(sleep, seconds + _SLACK_SECONDS))
             sleep = []
         command = self._step_command(req)
-        alarm = links.alarm(await link.id(), seconds) if sleep and self._seconds_to_due(req) <= seconds else None
+        alarm = links.alarm(await link.id(), seconds) if sleep and seconds < BLOCK_SECONDS - _LOOK_SECONDS else None
         try:
             *marker, reply = await link.ask([*sleep, command], seconds + _SLACK_SECONDS)
         finally:
