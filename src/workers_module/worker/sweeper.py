@@ -82,9 +82,7 @@ class Sweeper:
     async def _sweep_patiently(self, request: Sweep) -> None:
         failed = False
         while True:
-            silent_s = time.monotonic() - self._heard
-            # Longer than the pause between two sweeps explains: this process, or the whole machine, stood still.
-            if silent_s > self._lease_s and (failed or silent_s > 2 * self._interval_ms / 1_000):
+            if self._holders_may_have_missed(time.monotonic() - self._heard, failed=failed):
                 await self._let_holders_renew()
             try:
                 await self.sweep(request)
@@ -94,6 +92,13 @@ class Sweeper:
             else:
                 self._outage.over()
                 return
+
+    def _holders_may_have_missed(self, silent_s: float, *, failed: bool) -> bool:
+        if failed:
+            # Leases are renewed every third, so that one may have had a third less to run when the store went away.
+            return silent_s > self._lease_s / 2
+        # Longer than the pause between two sweeps explains: this process, or the whole machine, stood still.
+        return silent_s > max(self._lease_s, 2 * self._interval_ms / 1_000)
 
     async def _let_holders_renew(self) -> None:
         # Nobody could renew while the store was away: leases that lapsed then say nothing about their holders.
