@@ -586,14 +586,14 @@ class TestInAConsumer:
             await ran(job, context)
             await release.wait()
 
-        ticker = Ticker(live, [schedule(every=20, overlap="skip")], owner="app", lock_ms=60)
+        ticker = Ticker(live, [schedule(every=20, overlap="skip")], owner="app", lock_ms=400)
         await ticker.prepare()
         desk = Desk(live, queue_plan(long))
         desk.consumer._ticker = ticker
         async with desk.at_work():
             await until(live.locks)
             first = (await live.locks())[0]
-            await anyio.sleep(0.15)
+            await anyio.sleep(0.6)
             [kept] = await live.locks()
             assert (kept.owner, kept.fence) == (first.owner, first.fence)
             assert len(ran.ran) == 1
