@@ -10,6 +10,7 @@ from workers_module.store.base import (
     Fail,
     Held,
     JobPatch,
+    JobSpec,
     Promote,
     QueuePatch,
     RateLimit,
@@ -19,28 +20,87 @@ from workers_module.store.base import (
     Settle,
 )
 from workers_module.store.planning import cut_line
-from workers_module.store.redis.fields import to_json
+from workers_module.store.redis.fields import spec_extras, to_json
+from workers_module.store.redis.keys import Keys
 from workers_module.store.redis.scripts import Argument
 
 
-def write_outcome(args: list[Argument], settle: Settle) -> None:
-    """Append how a run ended."""
-    (id, token, fence, _), outcome = settle
-    match outcome:
-        case Completed(result, keep):
-            args += ("c", id, token, fence, result, _keep(keep))
-        case Failed(reason, trace, keep):
-            args += ("f", id, token, fence, reason, trace or "", _keep(keep))
-        case Retry(delay_ms, reason, trace):
-            args += ("r", id, token, fence, delay_ms, reason, trace or "")
-        case Snooze(delay_ms):
-            args += ("s", id, token, fence, delay_ms)
-        case Release():
-            args += ("l", id, token, fence)
-        case WaitChildren(child):
-            args += ("w", id, token, fence, child or "", "1" if child is None else "")
-        case _:
-            assert_never(outcome)
+def add_args(keys: Keys, specs: Sequence[JobSpec]) -> list[Argument]:
+    """Return what ``add-2.lua`` is asked: neighbours that differ in their data only are one group."""
+    groups: list[Argument] = []
+    data: list[Argument] = []
+    parents = "0"
+    number = 0
+    last: tuple[str, str, str, bytes, str] | None = None
+    for spec in specs:
+        extras = spec_extras(spec)
+        if spec.parent is not None:
+            parents = "1"
+            if isinstance(spec.parent, int):
+                extras["pi"] = spec.parent + 1
+            else:
+                extras["pq"], extras["pid"] = spec.parent
+        group = (
+            keys.place(spec.queue, spec.tags),
+            "" if spec.id is None else spec.id,
+            spec.name,
+            spec.opts,
+            to_json(extras) if extras else "",
+        )
+        if group != last or spec.id is not None:
+            if last is not None:
+                groups += (len(data), *last, *data)
+                data.clear()
+            last = group
+            number += 1
+        data.append(spec.data)
+    if last is not None:
+        groups += (len(data), *last, *data)
+    return [number, parents, *groups]
+
+
+def write_outcomes(args: list[Argument], outcomes: Sequence[Settle]) -> None:
+    """Append how runs ended: how many groups, and each; jobs that were claimed together mostly end together."""
+    groups: list[Argument] = []
+    members: list[Argument] = []
+    last: tuple[str, str, Keep | None] | None = None
+    number = size = 0
+    for (id, token, fence, _), outcome in outcomes:
+        keep: Keep | None = None
+        texts: tuple[Argument, ...]
+        match outcome:
+            case Completed(result, keep):
+                kind, texts = "c", (id, fence, result)
+            case Failed(reason, trace, keep):
+                kind, texts = "f", (id, fence, reason, trace or "")
+            case Retry(delay_ms, reason, trace):
+                kind, texts = "r", (id, fence, delay_ms, reason, trace or "")
+            case Snooze(delay_ms):
+                kind, texts = "s", (id, fence, delay_ms)
+            case Release():
+                kind, texts = "l", (id, fence)
+            case WaitChildren(child):
+                kind, texts = "w", (id, fence, child or "", "1" if child is None else "")
+            case _:
+                assert_never(outcome)
+        group = (kind, token, keep)
+        if group != last:
+            if last is not None:
+                groups += (*_head(last), size, *members)
+                members.clear()
+            last, size = group, 0
+            number += 1
+        size += 1
+        members += texts
+    if last is not None:
+        groups += (*_head(last), size, *members)
+    args.append(number)
+    args += groups
+
+
+def _head(group: tuple[str, str, Keep | None]) -> tuple[str, str, str]:
+    kind, token, keep = group
+    return kind, token, _keep(keep)
 
 
 def _keep(keep: Keep | None) -> str:

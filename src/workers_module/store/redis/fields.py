@@ -30,8 +30,6 @@ _PARENT: Final = re.compile(
     re.DOTALL,
 )
 _ACTIVE: Final = JobState.ACTIVE
-_FRESH: Final = [b"name", b"data", b"opts", b"timestamp", b"delay", b"priority"]
-"""The fields of a job without any peculiarity, in the order in which both we and BullMQ write them."""
 _NO_TAGS: Final[tuple[str, ...]] = ()
 
 
@@ -180,8 +178,6 @@ def read_record(
         due: When it is due, if it is delayed.
         started: What the claim that brought it has changed.
     """
-    if started is not None and flat[::2] == _FRESH:
-        return _fresh_record(queue, id, tags, state, flat, started)
     it = iter(flat)
     h = dict(zip(it, it, strict=False))
     find = h.get
@@ -234,20 +230,17 @@ def read_record(
     )
 
 
-def _fresh_record(
-    queue: str, id: str, tags: bytes, state: JobState, flat: Sequence[bytes], started: Started
+def read_plain(
+    queue: str, id: str, name: bytes, data: bytes, opts: bytes, timestamp: bytes, now: int, worker: str
 ) -> JobRecord:
-    """Return a job that starts for the first time and has no more fields than every job: nearly each one claimed."""
-    _, name, _, data, _, opts, _, timestamp, _, _, _, priority = flat
+    """Return a job that starts for the first time and has nothing but what every job has: nearly each one claimed."""
     said = told(opts)
-    fence, now, worker = started
     # Built without the keyword handling of the class, which costs more than all the rest.
     return tuple.__new__(
         JobRecord,
         (
-            *(queue, id, name.decode("utf-8", "replace"), state, data, opts, _int(priority) or 0),
-            tuple(tags.decode().split("+")) if tags else _NO_TAGS,
-            *(0, said.attempts, 0, fence, _int(timestamp) or 0, None, now, None, said.lifo, "retry", False, worker),
+            *(queue, id, name.decode("utf-8", "replace"), _ACTIVE, data, opts, 0, _NO_TAGS),
+            *(0, said.attempts, 0, 1, _int(timestamp) or 0, None, now, None, said.lifo, "retry", False, worker),
             *(None, said.policy, None, None, None, None, None, None, None),
         ),
     )

@@ -1,11 +1,11 @@
 """What a script answers, as values of the contract."""
 
 from collections.abc import Iterable, Sequence
-from itertools import accumulate, pairwise
 from typing import Any, Final, Literal
 
 from workers_module.job.state import JobState
 from workers_module.store.base import (
+    Added,
     EditResult,
     Problem,
     RenewReply,
@@ -50,11 +50,12 @@ def to_text(raw: bytes) -> str:
     return raw.decode("utf-8", "replace")
 
 
-def unpack(text: bytes) -> list[bytes]:
-    """Return the pieces of a text as ``step-2.lua`` joins them."""
-    head = text[: text.index(b"\n")]
-    places = accumulate(map(int, head.split(b",")), initial=len(head) + 1)
-    return [text[start:end] for start, end in pairwise(places)]
+def read_added(one: Any) -> Added:
+    """Read what ``add-2.lua`` did with a job."""
+    if isinstance(one, bytes):
+        return Added(one.decode(), JobState.WAITING, None)
+    id, state, existing = one
+    return Added(id.decode(), JobState(state.decode()), EXISTING[existing])
 
 
 def read_problem(row: Sequence[bytes]) -> Problem:

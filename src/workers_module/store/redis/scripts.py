@@ -14,6 +14,9 @@ Argument = bytes | str | int | float
 Command = tuple[Argument, ...]
 
 _LUA: Final = files("workers_module.store.redis").joinpath("lua")
+_PARTS: Final = ("ends", "moves")
+"""What stands between ``core.lua`` and a script that does not say itself where it wants which part."""
+_PART: Final = re.compile(r"^--> (\w+)\n", re.MULTILINE)
 _BLOCK: Final = re.compile(r"--\[\[.*?\]\]\n?", re.DOTALL)
 _LINE: Final = re.compile(r"^\s*--[^\n]*\n", re.MULTILINE)
 
@@ -38,11 +41,28 @@ class Script(NamedTuple):
 def script(name: str) -> Script:
     """Return a script by its file's name without ending, such as ``step-2``."""
     keys = int(name.rpartition("-")[2])
-    text = _read(name) if keys == 1 else _read("core") + _read(name)
-    raw = text.encode()
+    raw = (_read(name) if keys == 1 else _whole(name)).encode()
     return Script(name, raw, hashlib.sha1(raw, usedforsecurity=False).hexdigest())
 
 
+def _whole(name: str) -> str:
+    """Return a script with the common parts: a line ``--> part`` in it stands for the text of that file.
+
+    Making the functions of all parts takes longer than most calls need for the rest.
+    """
+    text = _text(name)
+    if not _PART.search(text):
+        text = "".join(f"--> {part}\n" for part in _PARTS) + text
+    return _bare(_text("core") + _PART.sub(lambda found: _text(found[1]), text))
+
+
 def _read(name: str) -> str:
-    text = _LUA.joinpath(f"{name}.lua").read_text(encoding="utf-8")
+    return _bare(_text(name))
+
+
+def _text(name: str) -> str:
+    return _LUA.joinpath(f"{name}.lua").read_text(encoding="utf-8")
+
+
+def _bare(text: str) -> str:
     return _LINE.sub("", _BLOCK.sub("", text))

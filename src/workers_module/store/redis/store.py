@@ -68,16 +68,25 @@ from workers_module.store.planning import MAX_MOVED, check_specs, check_step
 from workers_module.store.redis.address import Address
 from workers_module.store.redis.asking import (
     action_args,
+    add_args,
     definition_values,
     patch_args,
     renew_args,
-    write_outcome,
+    write_outcomes,
     write_patch,
 )
 from workers_module.store.redis.connect import Link, Links
 from workers_module.store.redis.events import Follower
 from workers_module.store.redis.faults import CutOffError, said
-from workers_module.store.redis.fields import FLAGS, Started, read_record, record_fields, spec_extras, to_json
+from workers_module.store.redis.fields import (
+    FLAGS,
+    Started,
+    read_plain,
+    read_record,
+    record_fields,
+    spec_extras,
+    to_json,
+)
 from workers_module.store.redis.keys import Keys, check_id, check_tags, described, glob, hash_tag, is_reserved
 from workers_module.store.redis.layout import Layout
 from workers_module.store.redis.peers import inspect, node_workers, warning
@@ -85,14 +94,13 @@ from workers_module.store.redis.reading import (
     CHILD_STATES,
     CODES,
     EDITED,
-    EXISTING,
+    read_added,
     read_problem,
     read_renewal,
     read_schedule,
     read_series,
     texts,
     to_text,
-    unpack,
 )
 from workers_module.store.redis.renewer import RedisRenewer
 from workers_module.store.redis.scripts import Argument, Command, Script, script
@@ -342,23 +350,7 @@ class RedisStore:
 
     async def _add_here(self, specs: Sequence[JobSpec], now: int | None) -> list[Added]:
         """Add jobs whose queues lie in one slot."""
-        args: list[Argument] = [len(specs), "0"]
-        for spec in specs:
-            extras = spec_extras(spec)
-            if spec.parent is not None:
-                args[1] = "1"
-                if isinstance(spec.parent, int):
-                    extras["pi"] = spec.parent + 1
-                else:
-                    extras["pq"], extras["pid"] = spec.parent
-            args += (
-                self._keys.place(spec.queue, spec.tags),
-                "" if spec.id is None else spec.id,
-                spec.name,
-                spec.data,
-                spec.opts,
-                to_json(extras) if extras else "",
-            )
+        args = add_args(self._keys, specs)
         try:
             reply = await self._call(_ADD, specs[0].queue, now, *args)
         except CutOffError as error:
@@ -367,9 +359,9 @@ class RedisStore:
             raise StoreOutcomeUnknownError(
                 f"{error}; the jobs may or may not have been added. Give jobs ids of their own to add them again safely"
             ) from error
-        if reply and isinstance(reply[0], int):
+        if isinstance(reply[0], int):
             self._refuse_parent(specs, reply)
-        return [Added(id.decode(), JobState(state.decode()), EXISTING[existing]) for id, state, existing in reply]
+        return list(map(read_added, reply))
 
     def _refuse_parent(self, specs: Sequence[JobSpec], reply: Sequence[int]) -> None:
         spec = specs[reply[1] - 1]
@@ -394,10 +386,8 @@ class RedisStore:
             "" if rate is None else rate.window_ms,
             req.metrics,
             "1" if req.resume else "",
-            len(req.outcomes),
         ]
-        for settle in req.outcomes:
-            write_outcome(args, settle)
+        write_outcomes(args, req.outcomes)
         return self._command(_STEP, req.queue, req.now, args)
 
     def _step_reply(self, req: Step, reply: Sequence[Any]) -> StepReply:
@@ -410,12 +400,17 @@ class RedisStore:
             self._warn_once(version.decode())
         claimed: list[Claimed] = []
         queue, token, keys = req.queue, req.token, self._keys
-        for job in jobs:
-            tags, id, start, *flat = unpack(job)
-            name = id.decode()
-            started = Started(int(start), instant, req.worker) if start else None
-            record = read_record(keys, queue, name, tags, _ACTIVE, flat, started=started)
-            held: Held = tuple.__new__(Held, (name, token, record.fence, None))
+        texts = iter(jobs)
+        for job in texts:
+            if isinstance(job, bytes):
+                id = job.decode()
+                record = read_plain(queue, id, next(texts), next(texts), next(texts), next(texts), instant, req.worker)
+            else:
+                *flat, tags, raw, start = job
+                id = raw.decode()
+                started = Started(int(start), instant, req.worker) if start else None
+                record = read_record(keys, queue, id, tags, _ACTIVE, flat, started=started)
+            held: Held = tuple.__new__(Held, (id, token, record.fence, None))
             claimed.append(tuple.__new__(Claimed, (record, held)))
         return StepReply([CODES[code] for code in codes], claimed, due, paused == 1, instant)
 

@@ -2,26 +2,79 @@
 Adds jobs, all or none, in their order.
 
 KEYS     see core
-ARGV[4]  how many
+ARGV[4]  how many groups: jobs one behind the other that differ in nothing but their data
 ARGV[5]  "1" when any of them has a parent
-ARGV[6…] six for each: the name of its place, its id or "", name, data, opts, and JSON for what is not the default: the
-         table of core's spec, and pi (the index of its parent in this call), pq and pid (a stored parent's queue and
-         id), po (what its failure does to the parent)
+ARGV[6…] each: how many jobs, the name of their place, the id of the only one or "", name, opts, and JSON for what is not
+         the default: the table of the moves' spec, and pi (the index of its parent in this call), pq and pid (a stored
+         parent's queue and id), po (what its failure does to the parent); then the data of each
 
-Returns  for each: id, state, "", "same_id" or "deduplicated"
+Returns  for each its id, if it is new and waits; else a list: id, state, "", "same_id" or "deduplicated"
          -5, index: the parent is unknown
          -7, index: it is the child of another job already, or names itself
 ]]
+local GROUPS = tonumber(ARGV[4])
+local added = {}
+local plain = true
+local head = 6
+for _ = 1, GROUPS do
+  local p = place(ARGV[head + 1])
+  plain = plain and ARGV[head + 2] == '' and ARGV[head + 5] == '' and p == p.base and #tagged(p) == 0
+  head = head + 6 + tonumber(ARGV[head])
+end
+
+-- Jobs of which nothing is said, as of most: the functions that come behind are not even made, which would take longer.
+if plain then
+  head = 6
+  for _ = 1, GROUPS do
+    local n, p, name, opts = tonumber(ARGV[head]), place(ARGV[head + 1]), ARGV[head + 3], ARGV[head + 4]
+    head = head + 6
+    know(p)
+    local before = call('INCRBY', p.k .. 'id', n) - n
+    for from = 1, n, CHUNK do
+      local size = min(CHUNK, n - from + 1)
+      local ids, keys = {}, {}
+      for i = 1, size do
+        ids[i] = fmt('%d', before + from + i - 1)
+        keys[i] = p.k .. ids[i]
+      end
+      local taken = call('EXISTS', unpack(keys)) > 0
+      for i = 1, size do
+        while taken and call('EXISTS', keys[i]) == 1 do
+          ids[i] = int(call('INCR', p.k .. 'id'))
+          keys[i] = p.k .. ids[i]
+        end
+        local id = ids[i]
+        call('HSET', keys[i], 'name', name, 'data', ARGV[head + from + i - 2], 'opts', opts, 'timestamp', NOW,
+          'delay', '0', 'priority', '0')
+        emit(p, 'added', 'jobId', id, 'name', name)
+        emit(p, 'waiting', 'jobId', id)
+        added[#added + 1] = id
+      end
+      call('LPUSH', p.wait, unpack(ids))
+    end
+    p.rung = true
+    head = head + n
+  end
+  wake()
+  return added
+end
+
+--> ends
+--> moves
+
 local specs = {}
 local per_base = {}
-for i = 1, tonumber(ARGV[4]) do
-  local at = 6 * i
-  local s = {
-    p = place(ARGV[at]), id = ARGV[at + 1], name = ARGV[at + 2], data = ARGV[at + 3], opts = ARGV[at + 4],
-    x = ARGV[at + 5] ~= '' and cjson.decode(ARGV[at + 5]) or {},
-  }
-  specs[i] = s
-  per_base[s.p.base] = (per_base[s.p.base] or 0) + 1
+head = 6
+for _ = 1, GROUPS do
+  local n, p = tonumber(ARGV[head]), place(ARGV[head + 1])
+  local x = ARGV[head + 5] ~= '' and cjson.decode(ARGV[head + 5]) or {}
+  for i = 1, n do
+    specs[#specs + 1] = {
+      p = p, id = ARGV[head + 2], name = ARGV[head + 3], data = ARGV[head + 5 + i], opts = ARGV[head + 4], x = x,
+    }
+  end
+  per_base[p.base] = (per_base[p.base] or 0) + n
+  head = head + 6 + n
 end
 
 local function ref(p, id)
@@ -213,10 +266,9 @@ local function add(s, i)
   if parent_key and not x.pi then
     adopt(parent_key, s.p.k .. s.id, state)
   end
-  return { s.id, state, '' }
+  return state == 'waiting' and s.id or { s.id, state, '' }
 end
 
-local added = {}
 local children = {}
 for i = 1, #specs do
   local s = specs[i]
@@ -235,7 +287,7 @@ for i = 1, #specs do
   if parents[i] then
     local s = specs[i]
     release_if_done(s.p.k .. s.id)
-    added[i][2] = state_of(s.p, s.id)
+    added[i] = { s.id, state_of(s.p, s.id), type(added[i]) == 'table' and added[i][3] or '' }
   end
 end
 for p, ids in pairs(pushed) do
