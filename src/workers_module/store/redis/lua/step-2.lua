@@ -400,6 +400,8 @@ local function start(p, id)
   fence = int(fence + 1)
   put(key .. ':lock', TOKEN, LEASE)
   call('HSET', key, 'processedOn', NOW, 'pb', WORKER, 'ats', fence)
+  -- The order of starting, in case jobs of several sets of tags are taken back together.
+  number(p, id, 1)
   emit(p, 'active', 'jobId', id, 'prev', 'waiting')
   local ids = started[p]
   if not ids then
