@@ -149,25 +149,27 @@ for _, p in ipairs(all) do
     room = room - promote(p, room)
   end
 end
-if room <= 0 then
-  what = what or 'due'
-else
-  if ARGV[6] ~= '' then
-    trim(base, 'completed', nil, now - tonumber(ARGV[6]), CHUNK)
-  end
-  if ARGV[7] ~= '' then
-    trim(base, 'failed', nil, now - tonumber(ARGV[7]), CHUNK)
+local function remove_older(state, age)
+  if age ~= '' and room > 0 then
+    room = room - trim(base, state, nil, now - tonumber(age), min(room, CHUNK))
   end
 end
 
+remove_older('completed', ARGV[6])
+remove_older('failed', ARGV[7])
+if room <= 0 then
+  what = what or 'due'
+end
+
+-- Those whose slot is the oldest, as many as there is time for: a schedule that has stopped comes to stand among them.
 local idle = {}
-for _, schedule in ipairs(call('ZRANGE', base.k .. 'repeat', 0, 4 * CHUNK)) do
-  local slot = call('ZSCORE', base.k .. 'repeat', schedule)
-  local paused = call('HGET', base.k .. 'repeat:' .. schedule, 'wm:paused')
-  if not paused then
-    local id = 'repeat:' .. schedule .. ':' .. int(tonumber(slot))
+local slots = call('ZRANGE', base.k .. 'repeat', 0, 2 * CHUNK - 1, 'WITHSCORES')
+for i = 1, #slots, 2 do
+  local schedule = slots[i]
+  if not call('HGET', base.k .. 'repeat:' .. schedule, 'wm:paused') then
+    local id = 'repeat:' .. schedule .. ':' .. int(tonumber(slots[i + 1]))
     local p = find_job(base, id)
-    if not p or has_ended(state_of(p, id)) then
+    if not p or call('ZSCORE', p.completed, id) or call('ZSCORE', p.failed, id) then
       idle[#idle + 1] = schedule
     end
   end
