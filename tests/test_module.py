@@ -27,6 +27,7 @@ from workers_module import (
     RegistrationError,
     Sandbox,
     Store,
+    StoreUnavailableError,
     UnknownWorkerError,
     WorkerMode,
     Workers,
@@ -40,6 +41,7 @@ from workers_module import (
     workers_lifespan,
 )
 from workers_module.module import WorkersModule as Root
+from workers_module.store.memory import MemoryStore
 
 
 class Numbers(Queue[int], name="numbers"):
@@ -238,6 +240,55 @@ class TestSettings:
             "INFO done",
             "ERROR app.thread from a thread",
         ]
+
+
+class Away(Provider):
+    """A store that cannot be reached the first times it is asked for."""
+
+    scope = Scope.APP
+
+    def __init__(self, times: int) -> None:
+        super().__init__()
+        self.left = times
+        self.provide(self.open, provides=Store, override=True)
+
+    async def open(self) -> Store:
+        if self.left:
+            self.left -= 1
+            raise StoreUnavailableError("redis://cache is not there")
+        return MemoryStore()
+
+
+class TestAStoreThatIsAway:
+    async def test_is_waited_for_with_one_warning(self, caplog: pytest.LogCaptureFixture) -> None:
+        container = container_of(WorkersSettings(mode="background_async"), away := Away(3))
+        with anyio.fail_after(30):
+            async with run_workers(container, close_container=True) as workers:
+                assert workers.running
+        assert away.left == 0
+        warnings = [one.getMessage() for one in caplog.records if "trying again" in one.getMessage()]
+        assert len(warnings) == 1
+        assert "redis://cache is not there" in warnings[0]
+
+    async def test_is_an_error_where_nobody_wants_to_wait(self) -> None:
+        container = container_of(WorkersSettings(mode="background_async"), away := Away(3))
+        with pytest.raises(StoreUnavailableError, match="redis://cache"):
+            async with run_workers(container, close_container=True, wait_for_store=False):
+                pass
+        assert away.left == 2
+
+    async def test_is_an_error_beside_a_web_server(self) -> None:
+        container = container_of(WorkersSettings(mode="background_async"), Away(1))
+        with pytest.raises(StoreUnavailableError):
+            async with workers_lifespan(container)(None):
+                pass
+
+    async def test_is_an_error_for_a_producer(self) -> None:
+        container = container_of(WorkersSettings(mode="background_async"), Away(1))
+        with pytest.raises(StoreUnavailableError):
+            await container.get(Numbers)
+        await (await container.get(Numbers)).add("double", 1)
+        await container.close()
 
 
 class TestFeatures:

@@ -30,6 +30,7 @@ from workers_module.store.memory import MemoryStore
 from workers_module.store.open import open_store
 from workers_module.worker.handler import Listener
 from workers_module.worker.hooks import Hooks
+from workers_module.worker.outage import Outage
 from workers_module.worker.runtime import Workers
 
 _log = logging.getLogger(__name__)
@@ -198,9 +199,11 @@ async def run_workers(
     force: bool = False,
     close_container: bool = False,
     listeners: Iterable[Listener] = (),
+    wait_for_store: bool = True,
 ) -> AsyncGenerator[Workers]:
     """Run the workers of an application while the body runs.
 
+    A store that cannot be reached at first is waited for, with one warning; one that refuses us is an error at once.
     At the end no new job is taken, running ones get ``WORKERS_SHUTDOWN_GRACE`` to end, and what then still runs is
     handed back. An exception of the body leaves as it is.
 
@@ -210,13 +213,18 @@ async def run_workers(
         force: Run also when ``WORKERS_ENABLED`` is false.
         close_container: Close the container when the workers have ended.
         listeners: Also told of worker events, beside the application's own.
+        wait_for_store: False takes a store that is away for an error.
 
     Raises:
         UnknownWorkerError: A worker name is not known.
         ConfigurationError: Handlers contradict each other, or the settings cannot be used.
+        StoreDeniedError: The store refuses this user.
+        StoreUnavailableError: The store is away, and is not to be waited for.
     """
     try:
         with explained_settings():
+            if wait_for_store:
+                await reach_store(container)
             launcher = await container.get(Launcher)
         workers = await container.get(Workers)
         async with launcher.running(workers, only=only, force=force, listeners=listeners):
@@ -226,12 +234,24 @@ async def run_workers(
             await container.close()
 
 
+async def reach_store(container: AsyncContainer) -> Store:
+    """Return the store of an application, open; while it cannot be reached, try again, with one warning.
+
+    Raises:
+        ConfigurationError: The store cannot be used.
+        StoreDeniedError: It refuses this user.
+    """
+    # A container keeps nothing of a factory that failed: each try makes a store of its own.
+    return await Outage("start").wait_out(lambda: container.get(Store))
+
+
 def workers_lifespan(
     container: AsyncContainer, *, close_container: bool = True
 ) -> Callable[[Any], AbstractAsyncContextManager[None]]:
     """Return a lifespan for Starlette, FastAPI and Litestar that runs the workers beside the web server.
 
-    They start only if ``WORKERS_AUTO_START`` (in production also ``WORKERS_AUTO_START_PRODUCTION``) holds.
+    They start only if ``WORKERS_AUTO_START`` (in production also ``WORKERS_AUTO_START_PRODUCTION``) holds. A store that
+    is away at the start is an error: a web server that waited would neither serve nor stop.
 
     Args:
         container: The application's container, the one the web framework uses.
@@ -246,7 +266,7 @@ def workers_lifespan(
         with explained_settings():
             settings = await container.get(WorkersSettings)
         if settings.starts_with_server:
-            async with run_workers(container, close_container=close_container):
+            async with run_workers(container, close_container=close_container, wait_for_store=False):
                 yield
             return
         try:

@@ -210,6 +210,31 @@ async def test_a_prioritized_job_taken_back_stands_in_front_of_its_priority(stor
     assert ids_of(await claim(store, 5)) == ["c1", "a5", "b5"]
 
 
+@pytest.mark.parametrize("priority", [1, 5, 4096])
+async def test_prioritized_jobs_taken_back_keep_their_order_before_one_added_since(
+    store: Store, later: Later, priority: int
+) -> None:
+    await store.add([spec(id, priority=priority) for id in "cba"])
+    await claim(store, 5)
+    await add(store, "z", priority=priority)
+    await crash(store, later)
+    assert ids_of(await claim(store, 5)) == ["c", "b", "a", "z"]
+
+
+@pytest.mark.parametrize("priority", [0, 5])
+async def test_jobs_of_several_tags_taken_back_stand_in_the_order_they_started_in(
+    store: Store, later: Later, priority: int
+) -> None:
+    eu, gpu, both = ("eu",), ("gpu",), ("eu", "gpu")
+    await store.add([spec("d", tags=gpu, priority=priority), spec("c", tags=eu, priority=priority)])
+    await store.add([spec("b", tags=both, priority=priority), spec("a", tags=eu, priority=priority)])
+    await claim_one(store, tags=eu)
+    assert ids_of(await claim(store, 5, tags=both)) == ["d", "b", "a"]
+    await store.add([spec("y", tags=gpu, priority=priority), spec("z", tags=eu, priority=priority)])
+    await crash(store, later)
+    assert ids_of(await claim(store, 9, tags=both)) == ["c", "d", "b", "a", "y", "z"]
+
+
 async def test_a_job_taken_back_in_a_paused_queue_waits(store: Store, later: Later) -> None:
     await add(store, "a")
     await claim_one(store)

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Generator
+from collections.abc import Awaitable, Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -21,13 +21,13 @@ from workers_module.cli.ending import LEAVE_S, end_within, relax
 from workers_module.cli.failures import ExitCode
 from workers_module.cli.options import options
 from workers_module.cli.output import messages, say
-from workers_module.cli.session import Session, opened
+from workers_module.cli.session import Session, built, session_of, settings_of
 from workers_module.cli.supervisor import SUPERVISOR
 from workers_module.clock import span_ms
 from workers_module.errors import ConfigurationError
 from workers_module.job.events import QueueEvent, WorkerEvent, WorkerEventName
 from workers_module.job.state import JobState
-from workers_module.module import run_workers
+from workers_module.module import reach_store, run_workers
 from workers_module.settings import WorkersSettings, duration_text
 from workers_module.worker.handler import Listener
 from workers_module.worker.health import Health, serving
@@ -87,39 +87,34 @@ async def work(wish: Wish) -> int:
     begun = time.monotonic()
     level = "debug" if options().verbose else "error" if options().quiet else None
 
-    def prepare(settings: WorkersSettings) -> None:
+    async with built() as (container, _), anyio.create_task_group() as group:
+        settings = await settings_of(container)
         # People get the banner; what is said while things start is in it.
         logs.configure(settings.log, level=level or ("warning" if logs.for_people(settings.log) else None))
-
-    async with opened(app=True, shared=False, prepare=prepare) as session, anyio.create_task_group() as group:
-        settings = session.settings
-        people = logs.for_people(settings.log) and not options().quiet
-        workers = await session.container.get(Workers)
+        workers = await container.get(Workers)
         stop = _Stop(workers, settings)
         await group.start(stop.obey)
         group.start_soon(stop.follow_supervisor)
-        health = Health(
-            at_work=lambda: bool(workers.running) or stop.asked,
-            claiming=lambda: workers.claiming,
-            ask_store=session.inspector.queues,
-        )
+        health = Health(at_work=lambda: bool(workers.running) or stop.asked, claiming=lambda: workers.claiming)
         group.start_soon(health.turn)
+
+        async def started(session: Session) -> None:
+            gc.collect()
+            gc.freeze()
+            health.started = True
+            if logs.for_people(settings.log) and not options().quiet:
+                await _tell(session, workers, port, begun)
+                logs.configure(settings.log, level=level)
+            if wish.drain:
+                group.start_soon(_drain, session, workers, stop)
+
         with _probes(health, settings) as port:
-            async with run_workers(session.container, only=wish.only, force=True, listeners=_counting(wish, stop)):
-                if not workers.running and not stop.asked:
-                    raise ConfigurationError(
-                        "nothing runs here: the application has no handlers, or WORKERS_MODE is foreground_blocking; "
-                        "see: workers check"
-                    )
-                gc.collect()
-                gc.freeze()
-                health.started = True
-                if people:
-                    await _tell(session, workers, port, begun)
-                    logs.configure(settings.log, level=level)
-                if wish.drain:
-                    group.start_soon(_drain, session, workers, stop)
-                await workers.wait()
+            with stop.reaching:
+                await reach_store(container)
+            if not stop.asked:
+                session = await session_of(container, settings, has_app=True)
+                health.ask_store = session.inspector.queues
+                await _run(session, workers, wish, stop, started)
         _log.info("stopped")
         group.cancel_scope.cancel()
     # Tasks that ignore their cancellation would keep the event loop for ever.
@@ -128,11 +123,30 @@ async def work(wish: Wish) -> int:
     return ExitCode.DONE
 
 
+async def _run(
+    session: Session, workers: Workers, wish: Wish, stop: "_Stop", started: Callable[[Session], Awaitable[None]]
+) -> None:
+    async with run_workers(session.container, only=wish.only, force=True, listeners=_counting(wish, stop)):
+        if not workers.running and not stop.asked:
+            raise ConfigurationError(
+                "nothing runs here: the application has no handlers, or WORKERS_MODE is foreground_blocking; "
+                "see: workers check"
+            )
+        await started(session)
+        await workers.wait()
+
+
 class _Stop:
-    """Stops the workers of this process once, or at once; and sees to it that the process ends."""
+    """Stops the workers of this process once, or at once; and sees to it that the process ends.
+
+    Attributes:
+        asked: Whether it was told to.
+        reaching: What waits for the store at the start, and not after that.
+    """
 
     def __init__(self, workers: Workers, settings: WorkersSettings) -> None:
         self.asked = False
+        self.reaching = anyio.CancelScope()
         self._workers = workers
         self._grace = settings.shutdown_grace
         self._kill_s = span_ms(settings.kill_after) / 1_000 + LAST_S
@@ -141,6 +155,7 @@ class _Stop:
     def ask(self) -> None:
         """Stop with the usual grace."""
         self.asked = True
+        self.reaching.cancel()
         self._wanted.set()
 
     async def obey(self, *, task_status: anyio.abc.TaskStatus[None]) -> None:

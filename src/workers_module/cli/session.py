@@ -2,7 +2,7 @@
 
 import os
 import tomllib
-from collections.abc import AsyncGenerator, Callable, Iterable
+from collections.abc import AsyncGenerator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -115,39 +115,53 @@ def known(what: str, name: str, names: Iterable[str]) -> None:
 
 
 @asynccontextmanager
-async def opened(
-    *, app: bool = False, shared: bool = True, prepare: Callable[[WorkersSettings], None] | None = None
-) -> AsyncGenerator[Session]:
+async def opened(*, app: bool = False, shared: bool = True) -> AsyncGenerator[Session]:
     """Open what a command works with.
 
     Args:
         app: It needs the application.
         shared: It needs a store that other processes see.
-        prepare: Called with the settings before the store is opened.
 
     Raises:
         ConfigurationError: There is no application, or it or its settings cannot be used.
         StoreUnavailableError: The store cannot be reached.
     """
     async with built(app=app) as (container, target):
-        with explained_settings():
-            settings = await container.get(WorkersSettings)
-        if prepare is not None:
-            prepare(settings)
-        if shared and settings.in_memory:
-            raise ConfigurationError(_NO_STORE)
-        store = await container.get(Store)
-        yield Session(
-            container=container,
-            settings=settings,
-            registry=await container.get(WorkerRegistry),
-            inspector=await container.get(Inspector),
-            admin=await container.get(JobsAdmin),
-            scheduler=await container.get(Scheduler),
-            store=store,
-            info=await store.open(),
-            has_app=target is not None,
-        )
+        settings = await settings_of(container, shared=shared)
+        yield await session_of(container, settings, has_app=target is not None)
+
+
+async def settings_of(container: AsyncContainer, *, shared: bool = False) -> WorkersSettings:
+    """Return the settings in effect; the store is not touched.
+
+    Raises:
+        ConfigurationError: They cannot be used, or name no store that other processes see and ``shared`` is set.
+    """
+    with explained_settings():
+        settings = await container.get(WorkersSettings)
+    if shared and settings.in_memory:
+        raise ConfigurationError(_NO_STORE)
+    return settings
+
+
+async def session_of(container: AsyncContainer, settings: WorkersSettings, *, has_app: bool) -> Session:
+    """Open the store of a container.
+
+    Raises:
+        StoreUnavailableError: It cannot be reached.
+    """
+    store = await container.get(Store)
+    return Session(
+        container=container,
+        settings=settings,
+        registry=await container.get(WorkerRegistry),
+        inspector=await container.get(Inspector),
+        admin=await container.get(JobsAdmin),
+        scheduler=await container.get(Scheduler),
+        store=store,
+        info=await store.open(),
+        has_app=has_app,
+    )
 
 
 @asynccontextmanager

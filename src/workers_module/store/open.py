@@ -65,8 +65,8 @@ def open_store(
     * ``redis://host:6379/0``, ``rediss://`` (over TLS), ``unix:///run/redis.sock``;
       ``redis+cluster://host1:7000,host2:7000`` names some nodes of a cluster (any node of it under ``redis://`` does
       too), ``redis+sentinel://host1:26379,host2:26379/mymaster/0`` the sentinels and what they call the master; both
-      also with ``rediss``. Parameters: ``allow_eviction``, ``wait_replicas``, ``connections`` (see `RedisStore`),
-      ``sentinel_username`` and ``sentinel_password``, and redis-py's (``ssl_ca_certs``, ``ssl_certfile``, …).
+      also with ``rediss``. Parameters: ``allow_eviction``, ``wait_replicas``, ``connections``, ``queue_bytes`` (see
+      `RedisStore`), ``sentinel_username`` and ``sentinel_password``, and redis-py's (``ssl_ca_certs``, …).
     * ``postgresql://user:password@host/database``, ``postgres://``: parameters are asyncpg's, and ``schema=``,
       ``pool_max=``, ``wakeup=poll``, ``prepare=off`` of the store. Needs the extra ``postgres``.
 

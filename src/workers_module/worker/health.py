@@ -38,13 +38,13 @@ class Health:
         turned: When the event loop last turned, on the monotonic clock.
         at_work: Whether the loops of the worker run.
         claiming: Whether new jobs are taken.
-        ask_store: Answers when the store does, and raises when it cannot.
+        ask_store: Answers when the store does, and raises when it cannot; None before it was ever reached.
         limit_s: A loop that has not turned for so long is dead.
     """
 
     at_work: Callable[[], bool]
     claiming: Callable[[], bool]
-    ask_store: Callable[[], Awaitable[object]]
+    ask_store: Callable[[], Awaitable[object]] | None = None
     limit_s: float = LOOP_LIMIT_S
     started: bool = False
     turned: float = field(default_factory=time.monotonic)
@@ -79,6 +79,8 @@ class Health:
         loop = self._loop
         if loop is None or not loop.is_running():
             return {"ok": False, "error": "the event loop does not run"}
+        if self.ask_store is None:
+            return {"ok": False, "error": "not reached yet"}
         begun = time.monotonic()
         asking = asyncio.run_coroutine_threadsafe(_awaited(self.ask_store), loop)
         try:

@@ -1,8 +1,8 @@
 """P01 for Redis: the calls of `tests.store.test_property`, fitted to what BullMQ leaves open.
 
 * Ids are always given: BullMQ's counter counts every attempt, also one with an id of its own.
-* All jobs have the same tags, in one of two runs none, and so has every worker: events of several streams that fall on
-  one millisecond have no order (the suite tests jobs of several sets of tags side by side).
+* Each id has its tags: a part of a queue has a stream of its own, and events of several streams that fall on one
+  millisecond have no order. In two runs of three all jobs, and all workers, have the same tags.
 * A claim is asked after again only while its leases hold: the token of a lapsed one is gone with its key
   (reliability §3.7). A token whose jobs were given back claims nothing more: a job could be claimed twice under it, and
   once the lease has lapsed only its fence is left to tell the two runs apart.
@@ -21,14 +21,16 @@ from hypothesis import strategies as st
 from hypothesis.stateful import precondition, rule
 
 from tests.servers import shared_redis
+from tests.store.test_property import QUEUES, TAGS, known, picks, queues, specs
 from tests.store.test_property import Fleet as Common
-from tests.store.test_property import picks
+from workers_module.job.outcome import Outcome, Release, Retry
 from workers_module.job.record import JobRecord
 from workers_module.store.base import (
     Added,
     Claimed,
     DropSchedule,
     FireSlot,
+    JobPatch,
     JobSpec,
     Page,
     PutSchedule,
@@ -42,10 +44,18 @@ from workers_module.store.base import (
 pytestmark = pytest.mark.redis
 
 
+SETS = tuple(dict.fromkeys(TAGS))
+
+
+def tags_of(id: str) -> tuple[str, ...]:
+    """Return the tags of a job where each has its own."""
+    return SETS[ord(id[-1]) % len(SETS)]
+
+
 class Fitted:
     """A store behind which calls are fitted; both stores get the same ones."""
 
-    def __init__(self, store: Store, tags: tuple[str, ...], prefix: str = "") -> None:
+    def __init__(self, store: Store, tags: tuple[str, ...] | None, prefix: str = "") -> None:
         self._store = store
         self._tags = tags
         self._named = 0
@@ -59,7 +69,7 @@ class Fitted:
         if id is None:
             self._named += 1
             id = f"x{self._named}"
-        return spec._replace(id=id, tags=self._tags)
+        return spec._replace(id=id, tags=tags_of(id) if self._tags is None else self._tags)
 
     def _plain(self, record: JobRecord | None) -> Any:
         if record is None or record.deferred is None or self._child is None:
@@ -70,11 +80,13 @@ class Fitted:
         return await self._store.add([self._spec(spec) for spec in specs])
 
     async def step(self, req: Step) -> StepReply:
-        reply = await self._store.step(replace(req, tags=self._tags))
+        reply = await self._store.step(req if self._tags is None else replace(req, tags=self._tags))
         return replace(reply, jobs=[Claimed(self._plain(job.record), job.held) for job in reply.jobs])
 
     async def sweep(self, req: Sweep) -> SweepReply:
-        return await self._store.sweep(replace(req, interval_ms=1_000))
+        reply = await self._store.sweep(replace(req, interval_ms=1_000))
+        # Jobs without tags have no place in the order of those with some: nobody claims both.
+        return reply if self._tags is not None else replace(reply, recovered=tuple(sorted(reply.recovered)))
 
     async def get(self, queue: str, ids: Sequence[str]) -> list[JobRecord | None]:
         return [self._plain(record) for record in await self._store.get(queue, ids)]
@@ -91,7 +103,7 @@ class Fitted:
 class Fleet(Common):
     """Memory and Redis."""
 
-    tags: ClassVar[tuple[str, ...]] = ()
+    tags: ClassVar[tuple[str, ...] | None] = ()
 
     def reference(self) -> Store:
         return Fitted(super().reference(), self.tags)  # type: ignore[return-value]
@@ -128,7 +140,52 @@ class TaggedFleet(Fleet):
         }
 
 
+class Line(Fleet):
+    """The order of claiming where jobs of several sets of tags lie side by side, and only that.
+
+    What ends, falls due or is told in one millisecond has no order among several parts of a queue.
+    """
+
+    tags = None
+
+    @rule(jobs=st.lists(specs(dedup=st.none()), min_size=1, max_size=4))
+    def add(self, jobs: list[JobSpec]) -> None:
+        super().add([job._replace(delay_ms=0, due=None) for job in jobs])
+
+    @precondition(lambda self: self.claims)
+    @rule(
+        chosen=st.lists(picks, min_size=1, max_size=4),
+        outcome=st.sampled_from([Release(), Retry(0, "again", None)]),
+        newest=st.booleans(),
+    )
+    def hand_back(self, chosen: list[int], outcome: Outcome, newest: bool) -> None:
+        super().settle([(pick, "own", outcome) for pick in chosen], newest=newest, take=0, metrics=0)
+
+    @rule(queue=queues, id=known, priority=st.sampled_from([0, 1, 5]))
+    def edit(self, queue: str, **changes: Any) -> None:
+        self.both(lambda store: store.edit(queue, [JobPatch(**changes)]))
+
+    def compare_all(self) -> None:
+        """Claim what is left, one by one."""
+        for queue in QUEUES:
+            for tags in (*SETS, ("eu", "gpu")):
+                self.claim(queue, 1_000, tags, 1_000, None, 0)
+
+    @rule(queue=queues, crashes=st.lists(st.sampled_from(SETS), min_size=1, max_size=3), take=st.integers(1, 4))
+    def die(self, queue: str, crashes: list[tuple[str, ...]], take: int) -> None:
+        """Be workers that claim, each for its tags, and end together."""
+        for tags in crashes:
+            self.claim(queue, take, tags, 1_000, None, 0)
+        self.abandon(queue, 100)
+
+    add_flow = add_tree = add_child = work = work_through = settle = resume = renew = None  # type: ignore[assignment]
+    edit_under_lease = move_by_id = move_by_state = put_schedule = fire_slot = None  # type: ignore[assignment]
+    drop_schedule = configure = lease = tell = obliterate = None  # type: ignore[assignment]
+
+
 Fleet.TestCase.settings = Common.TestCase.settings
 TaggedFleet.TestCase.settings = Common.TestCase.settings
+Line.TestCase.settings = Common.TestCase.settings
 TestRedisIsLikeMemory = Fleet.TestCase
 TestRedisIsLikeMemoryWithTags = TaggedFleet.TestCase
+TestRedisKeepsTheOrderOfMemory = Line.TestCase

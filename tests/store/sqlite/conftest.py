@@ -1,5 +1,6 @@
 """What the tests of the SQLite store share: a file, stores on it, and a hand on the writer's brake."""
 
+import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Generator
 from contextlib import contextmanager
@@ -55,10 +56,15 @@ async def until(condition: Callable[[], object]) -> None:
 
 
 class Brake:
-    """Holds a store's writing thread inside a call of its own."""
+    """Holds a store's writing thread inside a call of its own.
+
+    Attributes:
+        call: That call's end; a test that lets its commit fail must ask for it, as for any other.
+    """
 
     def __init__(self, store: SqliteStore) -> None:
         self._lane = writer_of(store)
+        self.call: asyncio.Future[None] = self._lane._loop.create_future()
         self._held = threading.Event()
         self._released = threading.Event()
 
@@ -71,7 +77,7 @@ class Brake:
 
     async def hold(self) -> None:
         """Hold the thread from now on; what is called meanwhile is queued."""
-        self._lane._calls.put(Call(self._lane._loop.create_future(), self._plan, None))
+        self._lane._calls.put(Call(self.call, self._plan, None))
         await until(self._held.is_set)
 
     def release(self) -> None:

@@ -143,6 +143,8 @@ async def test_a_commit_that_fails_fails_every_call_and_stores_nothing(store: Sq
         tasks = await started(store, 3)
         brake.release()
         results = await settled(tasks)
+        with pytest.raises(StoreFullError):
+            await brake.call
     assert [type(one) for one in results] == [StoreFullError] * 3
     assert len({id(one) for one in results}) == 3
     failing.failing = False

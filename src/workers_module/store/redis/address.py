@@ -32,6 +32,7 @@ _PORT: Final = 6379
 _SENTINEL_PORT: Final = 26379
 _OURS: Final[tuple[str, ...]] = (
     "allow_eviction",
+    "queue_bytes",
     "wait_replicas",
     "connections",
     "sentinel_username",

@@ -23,11 +23,13 @@ COMMANDS: Final = (
     *("lindex", "llen", "lpos", "lpush", "lrange", "lrem", "ltrim", "rpop", "rpush"),
     *("zadd", "zcard", "zcount", "zpopmin", "zrange", "zrangebyscore", "zrem", "zremrangebyrank"),
     *("zrevrangebyscore", "zscore", "xadd", "xinfo|stream", "xrange", "xrevrange", "xtrim"),
+    "memory|usage",
 )
 """All commands, as ``ACL SETUSER`` names them.
 
 ``client|list`` and ``config|get`` may be left out: then Node's workers are not listed, and the server's settings not
-looked at. So may ``client|id`` and ``client|unblock``: then delayed jobs start up to a tenth of a second late.
+looked at. So may ``client|id`` and ``client|unblock``: then delayed jobs start up to a tenth of a second late; and
+``memory|usage``: then nobody warns of a queue that takes too much memory.
 ``cluster|slots`` and ``asking`` are for a cluster, ``role`` is for sentinels, ``wait`` for replicas.
 """
 _KNOWS_LIBRARIES: Final = (7, 2)

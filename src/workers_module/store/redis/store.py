@@ -103,6 +103,7 @@ from workers_module.store.redis.reading import (
     to_text,
 )
 from workers_module.store.redis.renewer import RedisRenewer
+from workers_module.store.redis.scales import QUEUE_BYTES, SAMPLE, Scales
 from workers_module.store.redis.scripts import Argument, Command, Script, script
 from workers_module.store.redis.servers import Servers
 from workers_module.store.redis.slots import by_slot, check_parent
@@ -140,9 +141,10 @@ _READ: Final = script("read-2")
 _PUBLISH: Final = script("publish-2")
 _RESTORE: Final = script("restore-2")
 _VERIFY: Final = script("verify-2")
+_WEIGH: Final = script("weigh-2")
 _LEASE: Final = script("lease-1")
 _WORKER: Final = script("worker-1")
-_PASSING: Final = frozenset({_READ, _RENEW, _SWEEP, _VERIFY, _WORKER})
+_PASSING: Final = frozenset({_READ, _RENEW, _SWEEP, _VERIFY, _WEIGH, _WORKER})
 """Scripts after which no replica is waited for: they write nothing, or what is written again and again."""
 _SPURIOUS: Final = ("UNBLOCKED", "MOVED", "ASK", "TRYAGAIN")
 
@@ -166,6 +168,7 @@ class RedisStore:
         clock: A clock other than the server's, for tests.
         allow_eviction: Accept a server that deletes keys when its memory is full. It will lose jobs.
         connections: How many commands may be under way at once, on each server.
+        queue_bytes: How much memory a queue may take before sweeps warn of it; 0 for any.
         wait_replicas: How many replicas must have a write before its call returns; else that raises
             `StoreUnavailableError`, and what cannot be repeated `StoreOutcomeUnknownError`. The write is kept.
 
@@ -184,6 +187,7 @@ class RedisStore:
         clock: Clock | None = None,
         allow_eviction: bool = False,
         connections: int = MOST_CONNECTIONS,
+        queue_bytes: int = QUEUE_BYTES,
         wait_replicas: int = 0,
     ) -> None:
         self._address = Address(url)
@@ -192,6 +196,7 @@ class RedisStore:
         self._allow_eviction = self._address.flag("allow_eviction", allow_eviction)
         self._most = self._address.number("connections", connections, 1)
         self._replicas = self._address.number("wait_replicas", wait_replicas, 0)
+        self._scales = Scales(self._address.number("queue_bytes", queue_bytes, 0))
         self._layout = Layout(self._address)
         self._servers: Servers | None = None
         self._opening: asyncio.Lock | None = None
@@ -508,7 +513,11 @@ class RedisStore:
         return read_renewal(await self._call(_RENEW, queue, now, *renew_args(held, lease_ms)))
 
     async def sweep(self, req: Sweep) -> SweepReply:
-        """Bring back abandoned jobs and tidy up; see `Store.sweep`."""
+        """Bring back abandoned jobs and tidy up; see `Store.sweep`. Now and then the queue is weighed."""
+        if self._scales.wanted(req.queue):
+            # Before the sweep, so that what fails here does not lose the sweep's reply.
+            taken, state, number = await self._call(_WEIGH, req.queue, req.now, SAMPLE)
+            self._scales.note(req.queue, self._address.place, taken, to_text(state), number)
         recovered, idle, wake_at, more, now = await self._call(
             _SWEEP,
             req.queue,

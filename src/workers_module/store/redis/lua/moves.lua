@@ -21,7 +21,9 @@ local function put_behind(p, id, priority)
   p.rung = true
 end
 
--- Node puts what goes in front of its priority at counter 0; one below the first keeps several of them in order.
+-- Node puts what goes in front of its priority at counter 0; one below the first keeps several of them in order. Where
+-- that would be counter 0, it is the least part of one that such a score can hold, which for priorities up to 4096 makes
+-- room for hundreds.
 local function put_in_front(p, id, priority)
   number(p, id, -1)
   if priority > 0 then
@@ -29,11 +31,13 @@ local function put_in_front(p, id, priority)
     local first = call('ZRANGEBYSCORE', p.prioritized, int(low), int(low + FRONT - 1), 'WITHSCORES', 'LIMIT', 0, 1)
     local score
     if first[2] then
-      score = max(low, tonumber(first[2]) - 1)
+      score = tonumber(first[2])
+      local _, exponent = math.frexp(low)
+      score = max(low, score - (score - 1 > low and 1 or math.ldexp(1, exponent - 53)))
     else
       score = low + call('INCRBY', p.pc, 1000) % FRONT
     end
-    call('ZADD', p.prioritized, int(score), id)
+    call('ZADD', p.prioritized, fmt('%.17g', score), id)
   else
     call('RPUSH', p.wait, id)
   end

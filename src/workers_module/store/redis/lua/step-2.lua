@@ -510,6 +510,10 @@ while room > 0 and not closed do
     if fence then
       put(key .. ':lock', TOKEN, LEASE)
       call('HSET', key, 'processedOn', NOW, 'pb', WORKER, 'ats', fence)
+      if p ~= base then
+        -- The order of starting, in case jobs of several sets of tags are taken back together.
+        call('HSET', key, 'wm:seq', call('HINCRBY', base.meta, 'wm:last', 1))
+      end
       emit(p, 'active', 'jobId', id, 'prev', 'waiting')
       begun[#begun + 1] = id
       brought = brought + 1

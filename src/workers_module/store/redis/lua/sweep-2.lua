@@ -69,6 +69,9 @@ local function recover(p, id, lock)
   emit(p, 'stalled', 'jobId', id)
 end
 
+-- Abandoned jobs of all places, each place's from the newest to the oldest.
+local abandoned = {}
+
 local function look(p)
   local suspects = call('SMEMBERS', p.stalled)
   local seen = {}
@@ -76,34 +79,27 @@ local function look(p)
     seen[suspects[i]] = true
   end
   local active = call('LRANGE', p.active, 0, -1)
-  local lapsed, abandoned, left_over = {}, {}, {}
-  -- From the newest to the oldest: each goes in front of the one before, so that the oldest runs first.
+  local lapsed, left_over = {}, {}
+  local before = #abandoned
   for i = 1, #active do
     local id = active[i]
-    local lock = p.k .. id .. ':lock'
-    if (seen[id] or not more_before) and not get(lock) then
+    if (seen[id] or not more_before) and not get(p.k .. id .. ':lock') then
       if not seen[id] then
         lapsed[#lapsed + 1] = id
-      elseif #recovered + #abandoned < CHUNK then
-        abandoned[#abandoned + 1] = id
+      elseif #abandoned < CHUNK then
+        abandoned[#abandoned + 1] = { p = p, id = id, at = #abandoned }
       else
         more = true
         left_over[#left_over + 1] = id
       end
     end
   end
-  local told = {}
-  for i = 1, #abandoned do
-    call('LREM', p.active, 1, abandoned[i])
-    recover(p, abandoned[i], p.k .. abandoned[i] .. ':lock')
-    told[#abandoned - i + 1] = abandoned[i]
-  end
-  for i = 1, #told do
-    recovered[#recovered + 1] = told[i]
+  for i = before + 1, #abandoned do
+    call('LREM', p.active, 1, abandoned[i].id)
   end
   if more_before then
-    for i = 1, #abandoned do
-      call('SREM', p.stalled, abandoned[i])
+    for i = before + 1, #abandoned do
+      call('SREM', p.stalled, abandoned[i].id)
     end
   else
     call('DEL', p.stalled)
@@ -115,11 +111,33 @@ local function look(p)
   end
 end
 
+-- From the last started to the first: each goes in front of the one before, so that the first runs first.
+local function take_back()
+  if #all > 1 then
+    for i = 1, #abandoned do
+      local one = abandoned[i]
+      one.started = tonumber(call('HGET', one.p.k .. one.id, 'wm:seq')) or 0
+    end
+    table.sort(abandoned, function(a, b)
+      if a.started ~= b.started then
+        return a.started > b.started
+      end
+      return a.at < b.at
+    end)
+  end
+  for i = 1, #abandoned do
+    local p, id = abandoned[i].p, abandoned[i].id
+    recover(p, id, p.k .. id .. ':lock')
+    recovered[#abandoned - i + 1] = id
+  end
+end
+
 for _, p in ipairs(all) do
   if not more_before or more_before == 'jobs' then
     look(p)
   end
 end
+take_back()
 local what = more and 'jobs' or nil
 
 -- the rest
@@ -131,25 +149,27 @@ for _, p in ipairs(all) do
     room = room - promote(p, room)
   end
 end
-if room <= 0 then
-  what = what or 'due'
-else
-  if ARGV[6] ~= '' then
-    trim(base, 'completed', nil, now - tonumber(ARGV[6]), CHUNK)
-  end
-  if ARGV[7] ~= '' then
-    trim(base, 'failed', nil, now - tonumber(ARGV[7]), CHUNK)
+local function remove_older(state, age)
+  if age ~= '' and room > 0 then
+    room = room - trim(base, state, nil, now - tonumber(age), min(room, CHUNK))
   end
 end
 
+remove_older('completed', ARGV[6])
+remove_older('failed', ARGV[7])
+if room <= 0 then
+  what = what or 'due'
+end
+
+-- Those whose slot is the oldest, as many as there is time for: a schedule that has stopped comes to stand among them.
 local idle = {}
-for _, schedule in ipairs(call('ZRANGE', base.k .. 'repeat', 0, 4 * CHUNK)) do
-  local slot = call('ZSCORE', base.k .. 'repeat', schedule)
-  local paused = call('HGET', base.k .. 'repeat:' .. schedule, 'wm:paused')
-  if not paused then
-    local id = 'repeat:' .. schedule .. ':' .. int(tonumber(slot))
+local slots = call('ZRANGE', base.k .. 'repeat', 0, 2 * CHUNK - 1, 'WITHSCORES')
+for i = 1, #slots, 2 do
+  local schedule = slots[i]
+  if not call('HGET', base.k .. 'repeat:' .. schedule, 'wm:paused') then
+    local id = 'repeat:' .. schedule .. ':' .. int(tonumber(slots[i + 1]))
     local p = find_job(base, id)
-    if not p or has_ended(state_of(p, id)) then
+    if not p or call('ZSCORE', p.completed, id) or call('ZSCORE', p.failed, id) then
       idle[#idle + 1] = schedule
     end
   end
