@@ -234,8 +234,8 @@ BEGIN
     END IF;
     IF p_parked THEN
         v_state := 6;
+        v_delay := greatest(0, coalesce(v_due - v_stamp, 0));
         v_due := NULL;
-        v_delay := CASE WHEN s.due IS NULL THEN s.delay ELSE greatest(0, s.due - v_stamp) END;
     ELSIF v_due IS NOT NULL THEN
         v_state := 2;
     END IF;
