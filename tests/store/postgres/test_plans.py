@@ -41,13 +41,17 @@ HOT = {
         "job_active",
     ),
     "oldest completed": (
-        "DELETE FROM job WHERE ctid = ANY (ARRAY(SELECT ctid FROM job WHERE q = $1 AND state = 4 AND ended <= 5 "
-        "ORDER BY ended, seq LIMIT 50 FOR UPDATE SKIP LOCKED))",
+        (
+            "DELETE FROM job WHERE ctid = ANY (ARRAY(SELECT ctid FROM job WHERE q = $1 AND state = 4 AND ended <= 5 "
+            "ORDER BY ended, seq LIMIT 50 FOR UPDATE SKIP LOCKED))"
+        ),
         "job_done",
     ),
     "oldest failed": (
-        "DELETE FROM job WHERE ctid = ANY (ARRAY(SELECT ctid FROM job WHERE q = $1 AND state = 5 AND ended <= 5 "
-        "ORDER BY ended, seq LIMIT 50 FOR UPDATE SKIP LOCKED))",
+        (
+            "DELETE FROM job WHERE ctid = ANY (ARRAY(SELECT ctid FROM job WHERE q = $1 AND state = 5 AND ended <= 5 "
+            "ORDER BY ended, seq LIMIT 50 FOR UPDATE SKIP LOCKED))"
+        ),
         "job_failed",
     ),
     "finish": (
@@ -101,12 +105,11 @@ async def test_what_is_explained_is_what_is_run(raw: Any) -> None:
         for row in await raw.fetch("SELECT prosrc FROM pg_proc WHERE pronamespace = current_schema()::regnamespace")
     )
     for what in (
-        "ctid AS place, id, priority, deferred FROM job WHERE q = p_q AND state = 1 AND tagset = 0 "
-        "ORDER BY priority, seq LIMIT p_take FOR UPDATE SKIP",
+        "FROM job WHERE q = p_q AND state = 1 AND tagset = 0 ORDER BY priority, seq LIMIT p_take FOR UPDATE SKIP",
         "FROM unnest(v_best) WITH ORDINALITY u(place, o) WHERE j.ctid = u.place",
         "FROM job WHERE q = p_q AND state = 2 AND due <= p_now ORDER BY due, seq LIMIT p_limit FOR UPDATE SKIP LOCKED",
-        "DELETE FROM job WHERE ctid = ANY (ARRAY( SELECT ctid FROM job WHERE q = p_q AND state = 4 "
-        "AND ended <= p_before ORDER BY ended, seq LIMIT p_limit FOR UPDATE SKIP LOCKED))",
+        "DELETE FROM job WHERE ctid = ANY (ARRAY( SELECT ctid FROM job WHERE q = p_q AND state = 4",
+        "AND state = 4 AND ended <= p_before ORDER BY ended, seq LIMIT p_limit FOR UPDATE SKIP LOCKED))",
         "lease <= v_now AND lapsed <= v_now - p_interval ORDER BY seq DESC FOR UPDATE SKIP LOCKED",
     ):
         assert what in source

@@ -24,7 +24,8 @@ _READ: Final = """
 SELECT u.trimmed, pg_snapshot_xmin(pg_current_snapshot())::text::bigint AS xmin, e.n, x.kind, x.id, x.a, x.b
 FROM {schema}.queue w JOIN {schema}.upkeep u ON u.q = w.q
 LEFT JOIN LATERAL (
-    SELECT n, kinds, ids, a, b FROM {schema}.event WHERE q = w.q AND (n > $2 OR n = ANY ($3::bigint[])) ORDER BY n LIMIT {rows}
+    SELECT n, kinds, ids, a, b FROM {schema}.event WHERE q = w.q AND (n > $2 OR n = ANY ($3::bigint[]))
+    ORDER BY n LIMIT {rows}
 ) e ON true
 LEFT JOIN LATERAL unnest(e.kinds, e.ids, e.a, e.b) WITH ORDINALITY AS x(kind, id, a, b, o) ON true
 WHERE w.name = $1 ORDER BY e.n, x.o
