@@ -230,6 +230,13 @@ async def test_a_released_parent_with_a_delay_waits_for_that(store: Store, clock
     assert ids_of(await claim(store)) == ["p"]
 
 
+async def test_a_delay_that_was_over_when_its_parent_was_added_delays_nothing(store: Store, clock: FrozenClock) -> None:
+    await flow(store, "a", delay_ms=500, timestamp=clock.now_ms() - 2_000)
+    await run(store, "a")
+    kept = await record(store, "p")
+    assert (kept.state, kept.due) == (JobState.WAITING, None)
+
+
 async def test_results_of_children_outlive_them(store: Store) -> None:
     await flow(store, "a")
     await complete(store, await claim_one(store), b"1", keep=Keep(count=0))

@@ -1,8 +1,11 @@
 """Adding inside the application's own transaction."""
 
+import asyncio
+import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -30,7 +33,7 @@ from tests.store.helpers import (
     sweep,
 )
 from workers_module import Queue, WorkersModule, WorkersSettings
-from workers_module.errors import ConfigurationError, JobNotFoundError, StoreError
+from workers_module.errors import ConfigurationError, JobNotFoundError, StoreError, StoreUnavailableError
 from workers_module.job.record import ParentRef
 from workers_module.job.state import JobState
 from workers_module.store.base import DedupSpec
@@ -254,6 +257,83 @@ async def test_a_job_goes_with_a_connection_that_is_cut(store: PostgresStore, ur
         await crash()
     assert await numbers(store) == {}
     await assert_sound(store)
+
+
+_CRASHER = """
+import asyncio, sys
+import asyncpg
+from tests.store.helpers import spec
+from workers_module.store.postgres.store import PostgresStore
+
+async def main(url, schema):
+    store = PostgresStore(url, schema=schema)
+    await store.open()
+    connection = await asyncpg.connect(url, server_settings={"application_name": "crasher"})
+    transaction = connection.transaction()
+    await transaction.start()
+    await connection.execute("CREATE TABLE orders (id int)")
+    print((await store.add([spec("a"), spec("b", tags=("eu",))], tx=connection))[0].id, flush=True)
+    await asyncio.sleep(600)
+
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+async def test_a_job_goes_with_a_process_that_is_killed(store: PostgresStore, raw: Any, place: tuple[str, str]) -> None:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", _CRASHER, *place), cwd=Path(__file__).parents[3], stdout=asyncio.subprocess.PIPE
+    )
+    assert process.stdout is not None
+    assert await process.stdout.readline() == b"a\n"
+    lives = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'crasher'"
+    assert await raw.fetchval(lives + " AND state = 'idle in transaction'") == 1
+    process.kill()
+    await process.wait()
+    with anyio.fail_after(PATIENCE):
+        while await raw.fetchval(lives):  # noqa: ASYNC110 - the server knows
+            await anyio.sleep(0.01)
+    assert await numbers(store) == {}
+    assert await store.queues() == []
+    assert await add(store, "a", "b") == ["a", "b"]
+    assert await numbers(store) == {"waiting": 2}
+    await assert_sound(store)
+
+
+@each_sync_kind
+async def test_transactions_that_make_the_same_queues_wait_for_nobody(
+    store: PostgresStore, url: str, kind: Kind
+) -> None:
+    places = [("one", ("eu",)), ("two", ()), ("two", ("eu",))]
+    async with kind(url) as first, kind(url) as second:
+        # They would wait for ever: both are held by this thread.
+        await first.run("SET lock_timeout = '5s'")
+        await second.run("SET lock_timeout = '5s'")
+        for queue, tags in places:
+            store.add_sync([spec(queue=queue, tags=tags)], tx=first.tx)
+        for queue, tags in reversed(places):
+            store.add_sync([spec(queue=queue, tags=tags)], tx=second.tx)
+        assert await store.queues() == []
+        await second.end(True)
+        await first.end(False)
+    assert (await numbers(store, "one"), await numbers(store, "two")) == ({"waiting": 1}, {"waiting": 2})
+    await assert_sound(store)
+
+
+async def test_a_snapshot_older_than_its_queue_is_refused_as_what_can_be_repeated(
+    store: PostgresStore, url: str
+) -> None:
+    connection = await asyncpg.connect(url)
+    codes: list[str] = []
+    for _ in range(2):
+        try:
+            async with connection.transaction(isolation="repeatable_read"):
+                await connection.execute("SELECT 1 FROM pg_class")
+                await store.add([spec("a")], tx=connection)
+        except StoreUnavailableError as error:
+            codes.append(str(getattr(error.__cause__, "sqlstate", None)))
+    await connection.close()
+    assert codes == ["40001"]
+    assert await ids_in(store) == ["a"]
 
 
 @each_kind

@@ -118,7 +118,11 @@ def outcome_args(outcomes: Sequence[Settle]) -> list[Any]:
         [one.fence for one in held],
     ]
     completed = [outcome for _, outcome in outcomes if type(outcome) is Completed]
-    if len(completed) == len(held) and None not in handles and len(set(handles)) == len(held):
+    if (
+        len(completed) == len(held)
+        and len(set(handles)) == len(held)
+        and all(handle and handle > 0 for handle in handles)
+    ):
         keep = completed[0].keep if completed else None
         if all(one.keep == keep for one in completed):
             # Half of the arrays say nothing then, and the driver looks at each of their elements.

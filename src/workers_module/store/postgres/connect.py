@@ -33,7 +33,8 @@ LIBRARY: Final = "workers_module"
 Row: TypeAlias = Any
 
 _SCHEMA = re.compile(r"[a-z_][a-z0-9_]{0,49}")
-_ROLLED_BACK: Final = frozenset({"40001", "40P01"})
+_ROLLED_BACK: Final = frozenset({"40001", "40P01", "23505"})
+"""The last is an id that was taken between choosing and storing it."""
 _NOT_DONE: Final = frozenset({"57P01", "57P03", "53300", "25006", "55P03"})
 """What the server says when it has certainly done nothing."""
 _DENIED: Final = frozenset({"28000", "28P01", "42501", "0LP01"})

@@ -24,9 +24,10 @@ _READ: Final = """
 SELECT u.trimmed, pg_snapshot_xmin(pg_current_snapshot())::text::bigint AS xmin, e.n, x.kind, x.id, x.a, x.b
 FROM {schema}.queue w JOIN {schema}.upkeep u ON u.q = w.q
 LEFT JOIN LATERAL (
-    SELECT n, body FROM {schema}.event WHERE q = w.q AND (n > $2 OR n = ANY ($3::bigint[])) ORDER BY n LIMIT {rows}
+    SELECT n, kinds, ids, a, b FROM {schema}.event WHERE q = w.q AND (n > $2 OR n = ANY ($3::bigint[]))
+    ORDER BY n LIMIT {rows}
 ) e ON true
-LEFT JOIN LATERAL unnest(e.body) WITH ORDINALITY AS x(kind, id, a, b, o) ON true
+LEFT JOIN LATERAL unnest(e.kinds, e.ids, e.a, e.b) WITH ORDINALITY AS x(kind, id, a, b, o) ON true
 WHERE w.name = $1 ORDER BY e.n, x.o
 """
 _BEGIN: Final = """
@@ -112,7 +113,8 @@ class EventReader:
             top = max(last, *numbers)
             holes.update(dict.fromkeys(hole for hole in range(last + 1, top) if hole not in numbers))
             last = top
-            found += [_event(row) for row in rows if row["kind"] is not None]
+            for row in rows:
+                found += _events(row)
         if any(bound is None for bound in holes.values()):
             bound = await self._bound()
             for hole, old in holes.items():
@@ -128,8 +130,19 @@ class EventReader:
         return bound
 
 
-def _event(row: Any) -> Event:
-    if row["b"] == SEPARATOR:
+def _events(row: Any) -> list[Event]:
+    kind, id_, first, second = row["kind"], row["id"], row["a"], row["b"]
+    if second == SEPARATOR:
         # An event of the application's own: all its fields are in the first value.
-        return Event(row["kind"], row["id"], json.loads(row["a"]))
-    return to_event(row["kind"], row["id"], row["a"], row["b"])
+        return [Event(kind, id_, json.loads(first))]
+    match kind:
+        case None:
+            return []
+        case "c":
+            return [to_event("completed", id_, first, "active")]
+        case "a":
+            return [to_event("active", id_, None, "waiting")]
+        case "n":
+            return [to_event("added", id_, first, None), to_event("waiting", id_, None, None)]
+        case _:
+            return [to_event(kind, id_, first, second)]

@@ -151,13 +151,17 @@ def to_stored(queue: str, row: Any) -> JobRecord:
 
 
 def to_claims(queue: str, token: Token, rows: Sequence[Any]) -> list[Claimed]:
-    """Turn claimed rows into claims, in the order they are to be started."""
+    """Turn claimed rows into claims, in the order they are to be started.
+
+    The handle of a job whose end concerns others, a parent or a deduplication key, is negative.
+    """
     if len(rows) > 1:
         rows = sorted(rows, key=_seq)
     claims: list[Claimed] = []
     for row in rows:
         record = to_record(queue, tuple(row), _ACTIVE, None, None)
-        claims.append(Claimed(record, Held(record.id, token, record.fence, row[0])))
+        plain = record.parent is None and record.dedup is None
+        claims.append(Claimed(record, Held(record.id, token, record.fence, row[0] if plain else -row[0])))
     return claims
 
 

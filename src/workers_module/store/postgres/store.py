@@ -10,6 +10,8 @@ from typing import Any, Final, Literal, cast
 from weakref import ref
 
 import anyio
+import asyncpg
+from anyio.from_thread import start_blocking_portal
 
 from workers_module.clock import Clock, FrozenClock
 from workers_module.errors import (
@@ -80,7 +82,7 @@ from workers_module.store.postgres.asking import (
     selection_args,
     settings_args,
 )
-from workers_module.store.postgres.connect import Address, Pool
+from workers_module.store.postgres.connect import Address, Pool, translate
 from workers_module.store.postgres.events import Cursor, EventReader
 from workers_module.store.postgres.foreign import add_inside, add_inside_sync
 from workers_module.store.postgres.notify import Notifier, channel_of
@@ -91,8 +93,11 @@ from workers_module.store.postgres.schema import home_of, prepare, status
 from workers_module.store.postgres.verifying import verify
 
 SCHEMA: Final = "workers_module"
-FALLBACK: Final = 1.0
-"""Seconds between two looks of somebody who waits, were all notifications lost."""
+FALLBACK: Final = 1.25
+"""Seconds between two looks of somebody who waits, were all notifications lost.
+
+With a look when each wait begins and ends, and sweeps and signs of life, an idle worker asks just under once a second.
+"""
 _ALL: Final = 1_000_000
 _CHILD_STATES: Final = ("pending", "processed", "failed", "ignored")
 _EXISTING: Final[tuple[Literal["same_id", "deduplicated"] | None, ...]] = (None, "same_id", "deduplicated")
@@ -310,8 +315,8 @@ class PostgresStore:
         Args:
             specs: As in `add`.
             tx: A psycopg connection, or a Session or Connection of SQLAlchemy; from any thread.
-            notify: Wake a worker when the transaction commits; without that one looks within a second. A server that
-                commits very much is faster without.
+            notify: Wake a worker when the transaction commits; without that one looks a second or so later. A
+                server that commits very much is faster without.
             now: The instant, for tests.
 
         Raises:
@@ -322,6 +327,10 @@ class PostgresStore:
         if not specs:
             return []
         check_specs(specs)
+        if new := self._new_places(specs):
+            with start_blocking_portal() as portal:
+                portal.call(self._make_apart, new)
+            self._made.update(new)
         args = self._foreign_args(specs, now=now, notify=notify)
         return read_added(specs, add_inside_sync(tx, self._sql.add, args, self._address.place))
 
@@ -331,11 +340,23 @@ class PostgresStore:
 
     async def _make_ready(self, specs: Sequence[JobSpec]) -> None:
         """Make queues and sets of tags now: inside the other transaction, they would keep everybody waiting for it."""
-        wanted = {(spec.queue, joined(spec.tags)) for spec in specs}
-        new = sorted(wanted - self._made, key=str)
-        if new:
-            await self._fetch(self._sql.make, [queue for queue, _ in new], [tags for _, tags in new])
+        if new := self._new_places(specs):
+            await self._fetch(self._sql.make, *zip(*new, strict=True))
             self._made.update(new)
+
+    def _new_places(self, specs: Sequence[JobSpec]) -> list[tuple[str, str | None]]:
+        """Return queues and sets of tags that this store has not yet made, in one order for all."""
+        return sorted({(spec.queue, joined(spec.tags)) for spec in specs} - self._made, key=str)
+
+    async def _make_apart(self, new: Sequence[tuple[str, str | None]]) -> None:
+        """Do the same from a thread that has no part in this store's loop."""
+        connection = await self._address.connect("queues")
+        try:
+            await connection.fetch(self._sql.make, *zip(*new, strict=True))
+        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
+            raise translate(error, self._address.place) from error
+        finally:
+            connection.terminate()
 
     def _tell_added(self, specs: Sequence[JobSpec], added: Sequence[Added]) -> None:
         ready: dict[str, int] = {}

@@ -95,8 +95,8 @@ class _Batch:
         events: list[EventParts] = queue.events
         events.append(("added", id_, {"name": spec.name}))
         if parked:
+            delay = 0 if due is None else max(0, due - stamp)
             state, seq, due = PARKED, queue.behind(), None
-            delay = spec.delay_ms if spec.due is None else max(0, spec.due - stamp)
             events.append(("waiting-children", id_, None))
         elif due is not None:
             state, seq = DELAYED, queue.behind()

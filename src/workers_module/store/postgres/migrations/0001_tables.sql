@@ -28,6 +28,17 @@ CREATE TABLE upkeep (
     trimmed bigint NOT NULL DEFAULT 0
 );
 
+-- Limits to the ended jobs of a state (-1: none) that a call could not apply, for another did: the next sweep does. Each
+-- connection has rows of its own, so that none waits for another.
+CREATE TABLE untrimmed (
+    q     int      NOT NULL,
+    pid   int      NOT NULL,
+    state smallint NOT NULL,
+    count bigint   NOT NULL,
+    age   bigint   NOT NULL,
+    PRIMARY KEY (q, pid, state, count, age)
+) WITH (fillfactor = 50);
+
 -- Numbers of jobs, and their places in the order: a place is 1024 times a number, so that a batch needs one.
 CREATE SEQUENCE place;
 
@@ -58,7 +69,7 @@ CREATE TABLE job (
     on_crash     boolean  NOT NULL DEFAULT false,
     cancel       boolean  NOT NULL DEFAULT false,
     token        text,
-    id           text     NOT NULL,
+    id           text     COLLATE "C" NOT NULL,
     name         bytea    NOT NULL,
     parent_queue text,
     parent_id    text,
@@ -130,14 +141,19 @@ CREATE TABLE log (
 
 -- An event: its type, its job, and one or two values whose names its type tells (events.py).
 CREATE TYPE told AS (kind text, id text, a bytea, b text);
--- One row for all events of a call. The numbers are drawn before the commit: a reader must expect holes that fill.
+-- One row for all events of a call: arrays side by side, of which all but ids may be short. The kinds of the hot calls are
+-- abbreviated (events.py), and size is how many events those make. The numbers are drawn before the commit: a reader must
+-- expect holes that fill.
 CREATE TABLE event (
-    q    int    NOT NULL,
-    n    bigint NOT NULL,
-    size int    NOT NULL,
-    body told[] NOT NULL,
+    q     int     NOT NULL,
+    n     bigint  NOT NULL,
+    size  int     NOT NULL,
+    kinds text[]  NOT NULL,
+    ids   text[]  NOT NULL,
+    a     bytea[],
+    b     text[],
     PRIMARY KEY (q, n)
-) WITH (autovacuum_vacuum_cost_delay = 0);
+) WITH (autovacuum_vacuum_cost_delay = 0, toast_tuple_target = 8160);
 
 -- Each connection counts in a slot of its own, so that none waits for another; the sum counts.
 CREATE TABLE tally (
@@ -173,7 +189,7 @@ CREATE TABLE metric (
     slot   int      NOT NULL,
     num    bigint   NOT NULL,
     PRIMARY KEY (q, kind, minute, slot)
-);
+) WITH (fillfactor = 50);
 
 CREATE SEQUENCE fence;
 CREATE TABLE lock (

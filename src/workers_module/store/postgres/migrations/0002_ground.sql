@@ -165,19 +165,25 @@ END $$;
 -- Write events. Trimming at each call would cost a look into the table each time; a little over the cap does no harm.
 CREATE FUNCTION written(p_q int, p_events told[]) RETURNS void LANGUAGE plpgsql AS $$
 #variable_conflict use_column
-DECLARE
-    v_numbers regclass;
-    v_n bigint;
 BEGIN
     IF cardinality(p_events) > 0 THEN
-        SELECT events INTO v_numbers FROM queue WHERE q = p_q;
-        -- A transaction has its id before the number: by that readers know which holes may still be filled.
-        PERFORM pg_current_xact_id();
-        v_n := nextval(v_numbers);
-        INSERT INTO event (q, n, size, body) VALUES (p_q, v_n, cardinality(p_events), p_events);
-        IF v_n % 128 = 0 AND current_setting('workers_module.foreign', true) IS DISTINCT FROM 'on' THEN
-            PERFORM events_trimmed(p_q);
-        END IF;
+        PERFORM written(p_q, w.events, cardinality(p_events), array_agg(u.kind ORDER BY u.o), array_agg(u.id ORDER BY u.o),
+                array_agg(u.a ORDER BY u.o), array_agg(u.b ORDER BY u.o))
+            FROM unnest(p_events) WITH ORDINALITY u(kind, id, a, b, o), queue w WHERE w.q = p_q GROUP BY w.events;
+    END IF;
+END $$;
+
+-- The same for who knows where their numbers come from.
+CREATE FUNCTION written(p_q int, p_numbers regclass, p_size int, p_kinds text[], p_ids text[], p_a bytea[], p_b text[])
+RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+    v_n bigint;
+BEGIN
+    -- A transaction has its id before the number: by that readers know which holes may still be filled.
+    v_n := CASE WHEN pg_current_xact_id() IS NOT NULL THEN nextval(p_numbers) END;
+    INSERT INTO event (q, n, size, kinds, ids, a, b) VALUES (p_q, v_n, p_size, p_kinds, p_ids, p_a, p_b);
+    IF v_n % 128 = 0 AND current_setting('workers_module.foreign', true) IS DISTINCT FROM 'on' THEN
+        PERFORM events_trimmed(p_q);
     END IF;
 END $$;
 
@@ -234,8 +240,8 @@ BEGIN
     END IF;
     IF p_parked THEN
         v_state := 6;
+        v_delay := greatest(0, coalesce(v_due - v_stamp, 0));
         v_due := NULL;
-        v_delay := CASE WHEN s.due IS NULL THEN s.delay ELSE greatest(0, s.due - v_stamp) END;
     ELSIF v_due IS NOT NULL THEN
         v_state := 2;
     END IF;
@@ -451,22 +457,32 @@ BEGIN
     PERFORM recounted(j.q, shown(j.state, j.priority), NULL);
 END $$;
 
--- Delete ended jobs, which the caller has locked; how many.
-CREATE FUNCTION ended_deleted(p_q int, p_state int, p_ns bigint[]) RETURNS int LANGUAGE plpgsql AS $$
+-- Delete the oldest ended jobs: at most p_limit that ended no later than p_before. How many.
+CREATE FUNCTION oldest_deleted(p_q int, p_state int, p_before bigint, p_limit bigint) RETURNS int LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 DECLARE
-    d bigint[] := zeros();
     v_gone int;
     v_hung bigint[];
 BEGIN
-    IF cardinality(p_ns) = 0 THEN
-        RETURN 0;
+    IF p_state = 4 THEN
+        WITH gone AS (
+            DELETE FROM job WHERE ctid = ANY (ARRAY(
+                SELECT ctid FROM job WHERE q = p_q AND state = 4 AND ended <= p_before ORDER BY ended, seq
+                LIMIT p_limit FOR UPDATE SKIP LOCKED))
+            RETURNING n, logged, children
+        )
+        SELECT count(*), array_agg(n) FILTER (WHERE logged > 0 OR children > 0) INTO v_gone, v_hung FROM gone;
+    ELSE
+        WITH gone AS (
+            DELETE FROM job WHERE ctid = ANY (ARRAY(
+                SELECT ctid FROM job WHERE q = p_q AND state = 5 AND ended <= p_before ORDER BY ended, seq
+                LIMIT p_limit FOR UPDATE SKIP LOCKED))
+            RETURNING n, logged, children
+        )
+        SELECT count(*), array_agg(n) FILTER (WHERE logged > 0 OR children > 0) INTO v_gone, v_hung FROM gone;
     END IF;
-    WITH gone AS (DELETE FROM job WHERE n = ANY (p_ns) RETURNING n, logged, children)
-    SELECT count(*), array_agg(n) FILTER (WHERE logged > 0 OR children > 0) INTO v_gone, v_hung FROM gone;
     IF v_gone > 0 THEN
-        d[p_state] := -v_gone;
-        PERFORM counted(p_q, d);
+        PERFORM counted(p_q, CASE p_state WHEN 4 THEN ARRAY[0, 0, 0, -v_gone, 0, 0, 0] ELSE ARRAY[0, 0, 0, 0, -v_gone, 0, 0] END);
     END IF;
     IF v_hung IS NOT NULL THEN
         DELETE FROM log WHERE n = ANY (v_hung);
@@ -475,38 +491,39 @@ BEGIN
     RETURN v_gone;
 END $$;
 
--- The oldest ended jobs, locked: at most p_limit that ended no later than p_before.
-CREATE FUNCTION oldest(p_q int, p_state int, p_before bigint, p_limit bigint) RETURNS bigint[] LANGUAGE plpgsql AS $$
-#variable_conflict use_column
+-- Leave the trimming to the next sweep. The row stays locked until this call has committed: a sweep that does not see
+-- what it ended leaves the row where it is.
+CREATE FUNCTION untrimmed_noted(p_q int, p_state int, p_count bigint, p_age bigint) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
-    IF p_state = 4 THEN
-        RETURN ARRAY(SELECT n FROM job WHERE q = p_q AND state = 4 AND ended <= p_before ORDER BY ended, seq
-            LIMIT p_limit FOR UPDATE SKIP LOCKED);
-    END IF;
-    RETURN ARRAY(SELECT n FROM job WHERE q = p_q AND state = 5 AND ended <= p_before ORDER BY ended, seq
-        LIMIT p_limit FOR UPDATE SKIP LOCKED);
+    INSERT INTO untrimmed (q, pid, state, count, age)
+    VALUES (p_q, pg_backend_pid(), p_state, coalesce(p_count, -1), coalesce(p_age, -1))
+    ON CONFLICT (q, pid, state, count, age) DO UPDATE SET count = excluded.count;
 END $$;
 
--- Delete the oldest ended jobs that are too many or too old; no events, and deduplication keys stay.
+-- Delete the oldest ended jobs that are too many or too old; no events, and deduplication keys stay. False when p_limit
+-- did not do.
 CREATE FUNCTION retained(p_q int, p_state int, p_count bigint, p_age bigint, p_limit bigint, p_now bigint)
-RETURNS void LANGUAGE plpgsql AS $$
+RETURNS boolean LANGUAGE plpgsql AS $$
+#variable_conflict use_column
 DECLARE
     v_left bigint := p_limit;
-    v_over bigint;
+    v_over bigint := 0;
 BEGIN
-    -- Two that count at the same time would each delete all that is over.
+    -- Two that count at the same time would each delete all that is over, and neither knows what the other one ends.
     IF NOT pg_try_advisory_xact_lock(hashtextextended(current_schema() || '.retain', p_q * 8 + p_state)) THEN
-        RETURN;
+        PERFORM untrimmed_noted(p_q, p_state, p_count, p_age);
+        RETURN true;
     END IF;
     IF p_count IS NOT NULL THEN
-        v_over := (counts_of(p_q))[p_state] - p_count;
+        v_over := (SELECT sum(CASE p_state WHEN 4 THEN completed ELSE failed END) FROM tally WHERE q = p_q) - p_count;
         IF v_over > 0 THEN
-            v_left := v_left - ended_deleted(p_q, p_state, oldest(p_q, p_state, 9223372036854775807, least(v_over, v_left)));
+            v_left := v_left - oldest_deleted(p_q, p_state, 9223372036854775807, least(v_over, v_left));
         END IF;
     END IF;
     IF p_age IS NOT NULL AND v_left > 0 THEN
-        PERFORM ended_deleted(p_q, p_state, oldest(p_q, p_state, p_now - p_age, v_left));
+        v_left := v_left - oldest_deleted(p_q, p_state, p_now - p_age, v_left);
     END IF;
+    RETURN v_left > 0;
 END $$;
 
 CREATE FUNCTION previous(j job) RETURNS text LANGUAGE sql IMMUTABLE AS $$

@@ -5,6 +5,57 @@
 -- single row whose ord is negative: -1 the parent (id in queue) is unknown, -2 the spec names itself, -3 it has another
 -- parent (queue and id), -4 this is not the database p_home; at is the spec. A refused call has changed nothing.
 
+-- Jobs of one queue that depend on nothing, and whose ids are chosen here, all ready at once or all delayed.
+CREATE FUNCTION added_new(
+    p_q int, p_names bytea[], p_data bytea[], p_opts bytea[], p_priority int[], p_lifo boolean[], p_stamp bigint[],
+    p_due bigint[], p_delay bigint[], p_max int[], p_tags text[], p_on_crash boolean[], p_policy smallint[], p_now bigint
+) RETURNS TABLE (ord bigint, id text, state int, existing int) LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+DECLARE
+    w queue;
+    v_ids text[];
+    v_states int[];
+    v_dues bigint[];
+    v_names bytea[];
+    v_count int := cardinality(p_data);
+    v_delayed int;
+    v_high int;
+BEGIN
+    SELECT * INTO w FROM queue WHERE q = p_q;
+    -- An id that somebody stored as a number of their own just now makes this fail, and is not met again.
+    WITH new AS (
+        INSERT INTO job (n, q, state, tagset, priority, seq, due, added, max_attempts, lifo, on_crash, policy, id, name,
+            opts, data)
+        SELECT n, p_q, CASE WHEN ready > p_now THEN 2 ELSE 1 END,
+            CASE WHEN tags IS NULL THEN 0 ELSE tagset_made(p_q, string_to_array(tags, E'\x1f')) END, priority,
+            CASE WHEN lifo AND priority = 0 AND (ready > p_now) IS NOT TRUE THEN -1024 ELSE 1024 END * n,
+            CASE WHEN ready > p_now THEN ready END, coalesce(stamp, p_now), max, lifo, on_crash, policy,
+            nextval(w.ids)::text, name, opts, data
+        FROM (
+            SELECT u.*, nextval('place') AS n,
+                CASE WHEN u.due IS NOT NULL THEN u.due WHEN u.delay > 0 THEN coalesce(u.stamp, p_now) + u.delay END AS ready
+            FROM unnest(p_names, p_data, p_opts, p_priority, p_lifo, p_stamp, p_due, p_delay, p_max, p_tags, p_on_crash,
+                p_policy) AS u(name, data, opts, priority, lifo, stamp, due, delay, max, tags, on_crash, policy)
+        ) given
+        RETURNING job.n, job.id, shown(job.state, job.priority) AS state, job.due, job.name
+    )
+    SELECT array_agg(new.id ORDER BY new.n), array_agg(new.state ORDER BY new.n), array_agg(new.due ORDER BY new.n),
+        array_agg(new.name ORDER BY new.n), count(*) FILTER (WHERE new.state = 2), count(*) FILTER (WHERE new.state = 7)
+    INTO v_ids, v_states, v_dues, v_names, v_delayed, v_high FROM new;
+    PERFORM counted(p_q, ARRAY[v_count - v_delayed - v_high, v_delayed, 0, 0, 0, 0, v_high]);
+    IF v_delayed = 0 THEN
+        PERFORM written(p_q, w.events, 2 * v_count, array_fill('n'::text, ARRAY[v_count]), v_ids, v_names, NULL);
+    ELSE
+        PERFORM written(p_q, ARRAY(
+            SELECT unnest(ARRAY[
+                ROW('added', u.id, u.name, NULL)::told,
+                CASE WHEN u.due IS NULL THEN ROW('waiting', u.id, NULL, NULL)::told
+                ELSE ROW('delayed', u.id, raw(u.due::text), NULL)::told END])
+            FROM unnest(v_ids, v_names, v_dues) WITH ORDINALITY u(id, name, due, o) ORDER BY u.o));
+    END IF;
+    RETURN QUERY SELECT u.o, u.id, u.state, 0 FROM unnest(v_ids, v_states) WITH ORDINALITY u(id, state, o);
+END $$;
+
 -- Jobs that depend on nothing but their ids, set by set.
 CREATE FUNCTION added_plain(
     p_qs int[], p_ids text[], p_names bytea[], p_data bytea[], p_opts bytea[], p_priority int[], p_lifo boolean[],
@@ -209,6 +260,15 @@ BEGIN
     END IF;
     PERFORM news_begun(p_home IS NOT NULL);
     IF p_plain THEN
+        IF cardinality(p_queues) = 1 AND array_remove(p_ids, NULL) = '{}' THEN
+            RETURN QUERY SELECT a.ord, a.id, a.state, a.existing, NULL::text, NULL::int
+                FROM added_new(queue_made(p_queues[1]), p_names, p_data, p_opts, p_priority, p_lifo, p_stamp, p_due,
+                    p_delay, p_max, p_tags, p_on_crash, p_policy, v_now) a;
+            IF p_channel IS NOT NULL THEN
+                PERFORM pg_notify(p_channel, p_queues[1]);
+            END IF;
+            RETURN;
+        END IF;
         SELECT array_agg(queue_made(u.name) ORDER BY u.o) INTO v_qs FROM unnest(p_queues) WITH ORDINALITY u(name, o);
         SELECT array_agg(v_qs[u.at] ORDER BY u.o) INTO v_all FROM unnest(p_at) WITH ORDINALITY u(at, o);
         FOR i IN 1 .. cardinality(v_qs) LOOP

@@ -39,7 +39,7 @@ DECLARE
     j job;
 BEGIN
     IF p_handle IS NOT NULL THEN
-        SELECT * INTO j FROM job WHERE n = p_handle AND q = p_q AND id = p_id FOR UPDATE;
+        SELECT * INTO j FROM job WHERE n = abs(p_handle) AND q = p_q AND id = p_id FOR UPDATE;
     END IF;
     IF j.n IS NULL THEN
         SELECT * INTO j FROM job WHERE q = p_q AND id = p_id FOR UPDATE;
@@ -110,22 +110,30 @@ BEGIN
     RETURN 0;
 END $$;
 
+-- Count runs in this minute, and keep so many minutes.
 CREATE FUNCTION measured(p_q int, p_kind int, p_num int, p_minutes int, p_now bigint) RETURNS void LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 DECLARE
     v_minute bigint := p_now / 60000;
     v_slot int := pg_backend_pid() % 16;
+    v_rows int;
 BEGIN
+    UPDATE metric SET num = num + p_num
+    WHERE q = p_q AND kind = p_kind AND slot = v_slot AND minute = ANY (ARRAY[v_minute, -1])
+        AND EXISTS (SELECT 1 FROM metric k WHERE k.q = p_q AND k.kind = p_kind AND k.minute = -3 AND k.slot = 0
+            AND k.num = p_minutes);
+    GET DIAGNOSTICS v_rows = ROW_COUNT;
+    IF v_rows = 2 THEN
+        RETURN;
+    END IF;
+    -- The first time in a minute and connection; either row may be there already and have counted.
     INSERT INTO metric AS m (q, kind, minute, slot, num) VALUES
-        (p_q, p_kind, v_minute, v_slot, p_num), (p_q, p_kind, -1, v_slot, p_num)
+        (p_q, p_kind, v_minute, v_slot, p_num), (p_q, p_kind, -1, v_slot, CASE WHEN v_rows = 1 THEN 0 ELSE p_num END)
     ON CONFLICT (q, kind, minute, slot) DO UPDATE SET num = m.num + excluded.num;
     INSERT INTO metric AS m (q, kind, minute, slot, num) VALUES (p_q, p_kind, -2, 0, v_minute)
     ON CONFLICT (q, kind, minute, slot) DO NOTHING;
-    IF NOT EXISTS (SELECT 1 FROM metric WHERE q = p_q AND kind = p_kind AND minute = -3 AND slot = 0 AND num = p_minutes) THEN
-        INSERT INTO metric AS m (q, kind, minute, slot, num) VALUES (p_q, p_kind, -3, 0, p_minutes)
-        ON CONFLICT (q, kind, minute, slot) DO UPDATE SET num = excluded.num;
-    END IF;
-    -- Once a minute and connection is enough: what is too old is not shown.
+    INSERT INTO metric AS m (q, kind, minute, slot, num) VALUES (p_q, p_kind, -3, 0, p_minutes)
+    ON CONFLICT (q, kind, minute, slot) DO UPDATE SET num = excluded.num WHERE m.num <> excluded.num;
     DELETE FROM metric WHERE q = p_q AND kind = p_kind AND minute >= 0 AND minute < v_minute - p_minutes;
 END $$;
 
@@ -160,37 +168,55 @@ BEGIN
     RETURN cardinality(v_ns);
 END $$;
 
--- The best jobs of some sets of tags, locked (others skip them), in order.
-CREATE FUNCTION best(p_q int, p_tags text[], p_take bigint, OUT ns bigint[], OUT ids text[], OUT high boolean[],
+-- The best jobs of some sets of tags, locked (others skip them), in order; where they lie, which nobody can change now.
+CREATE FUNCTION best(p_q int, p_tags text[], p_take bigint, OUT places tid[], OUT ids text[], OUT high boolean[],
     OUT deferred boolean[]) LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 DECLARE
     v_sets int[];
 BEGIN
     IF p_tags IS NULL THEN
-        SELECT array_agg(b.n), array_agg(b.id), array_agg(b.priority > 0), array_agg(b.deferred IS NOT NULL)
-        INTO ns, ids, high, deferred
+        SELECT array_agg(b.place), array_agg(b.id), array_agg(b.priority > 0), array_agg(b.deferred IS NOT NULL)
+        INTO places, ids, high, deferred
         FROM (
-            SELECT n, id, priority, deferred FROM job WHERE q = p_q AND state = 1 AND tagset = 0 ORDER BY priority, seq
-            LIMIT p_take FOR UPDATE SKIP LOCKED
+            SELECT ctid AS place, id, priority, deferred FROM job WHERE q = p_q AND state = 1 AND tagset = 0
+            ORDER BY priority, seq LIMIT p_take FOR UPDATE SKIP LOCKED
         ) b;
     ELSE
         v_sets := ARRAY(SELECT t.id FROM tagset t WHERE t.q = p_q AND t.tags && p_tags);
-        SELECT array_agg(c.n), array_agg(c.id), array_agg(c.priority > 0), array_agg(c.deferred IS NOT NULL)
-        INTO ns, ids, high, deferred
+        SELECT array_agg(c.place), array_agg(c.id), array_agg(c.priority > 0), array_agg(c.deferred IS NOT NULL)
+        INTO places, ids, high, deferred
         FROM (
-            SELECT b.n, b.id, b.priority, b.deferred FROM unnest(v_sets) t(id) CROSS JOIN LATERAL (
-                SELECT n, id, priority, seq, deferred FROM job WHERE q = p_q AND state = 1 AND tagset = t.id
+            SELECT b.place, b.id, b.priority, b.deferred FROM unnest(v_sets) t(id) CROSS JOIN LATERAL (
+                SELECT ctid AS place, id, priority, seq, deferred FROM job WHERE q = p_q AND state = 1 AND tagset = t.id
                 ORDER BY priority, seq LIMIT p_take FOR UPDATE SKIP LOCKED
             ) b ORDER BY b.priority, b.seq LIMIT p_take
         ) c;
     END IF;
-    ns := coalesce(ns, '{}');
 END $$;
 
--- Settle outcomes, then claim. p_simple: all are Completed, of different jobs with a handle, and kept alike; then of
--- the arrays from p_kinds on there is only p_a, and one element of those that say what is kept.
+-- Tell that a queue is drained, if it is: nothing is ready or active, nor (p_all) delayed. Of those who end the last jobs
+-- at the same time none sees what the others do, so that each lets the ones before it commit, and the last one tells.
+CREATE FUNCTION drained(p_q int, p_all boolean, c bigint[]) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    IF c[1] + c[7] > 0 OR (p_all AND c[2] > 0) THEN
+        RETURN;
+    END IF;
+    IF c[3] > 0 THEN
+        PERFORM pg_advisory_xact_lock(hashtextextended(current_schema() || '.drained', p_q));
+        c := counts_of(p_q);
+        IF c[1] + c[7] + c[3] > 0 OR (p_all AND c[2] > 0) THEN
+            RETURN;
+        END IF;
+    END IF;
+    PERFORM written(p_q, ARRAY[ROW('drained', NULL, NULL, NULL)::told]);
+END $$;
+
+-- Settle outcomes, then claim. p_simple: all are Completed, of different jobs with a handle that is not negative, and
+-- kept alike; then of the arrays from p_kinds on there is only p_a, and one element of those that say what is kept.
 -- Rows out: the claimed jobs by seq, and one with n null that holds all else.
+-- Each expression costs some microseconds the first time in a transaction, and each statement ten: that is why what
+-- is not needed is not asked for.
 CREATE FUNCTION step_1(
     p_queue text, p_worker bytea, p_token text, p_take int, p_lease bigint, p_tags text[], p_rate bigint,
     p_window bigint, p_metrics int, p_resume boolean, p_ids text[], p_handles bigint[], p_tokens text[],
@@ -206,37 +232,40 @@ CREATE FUNCTION step_1(
 SET enable_mergejoin = off SET jit = off SET plan_cache_mode = force_generic_plan AS $$
 #variable_conflict use_column
 DECLARE
-    v_now bigint := instant(p_instant);
+    v_now bigint := coalesce(p_instant, floor(extract(epoch FROM clock_timestamp()) * 1000)::bigint);
     w queue;
     v_count int := cardinality(p_ids);
     v_codes smallint[] := '{}';
     v_code smallint;
     v_kind int;
     v_done bigint[];
-    v_ended int[] := '{0,0}';
-    v_events told[] := '{}';
+    v_quick int := 0;
+    v_completed int := 0;
+    v_failed int := 0;
+    v_kept int := 0;
+    v_slow boolean := false;
+    v_limited boolean := false;
     v_base bigint;
-    v_promoted int;
-    v_rate bigint := p_rate;
-    v_window bigint := p_window;
-    v_room bigint;
-    v_ns bigint[] := '{}';
-    v_held bigint[] := '{}';
-    v_deferred boolean[];
+    v_due bigint;
+    v_promoted int := 0;
+    v_rate bigint;
+    v_window bigint;
+    v_room bigint := p_take;
+    v_best tid[];
+    v_held bigint[];
     v_ids text[];
     v_highs boolean[];
-    v_high int;
+    v_deferred boolean[];
+    v_taken int := 0;
+    v_high int := 0;
     v_freed int := 0;
     v_hint int := 0;
-    v_tagged boolean := false;
     v_closed bigint;
-    v_due bigint;
     k record;
-    d bigint[];
     c bigint[];
 BEGIN
     SELECT * INTO w FROM queue WHERE queue.name = p_queue;
-    IF NOT FOUND THEN
+    IF w.q IS NULL THEN
         RETURN QUERY SELECT NULL::bigint, NULL::bigint, NULL::text, NULL::bytea, NULL::bytea, NULL::bytea, NULL::int,
             NULL::text[], NULL::int, NULL::int, NULL::int, NULL::int, NULL::bigint, NULL::bigint, NULL::boolean,
             NULL::boolean, NULL::boolean, NULL::bytea, NULL::text, NULL::text, NULL::smallint, NULL::text, NULL::text,
@@ -244,59 +273,54 @@ BEGIN
             array_fill(1::smallint, ARRAY[v_count]), NULL::bigint, false, v_now, 0, false, '{}'::text[];
         RETURN;
     END IF;
-    PERFORM news_begun();
-    IF p_take > 0 AND NOT w.paused AND (w.concurrency IS NOT NULL OR w.rate_max IS NOT NULL OR p_rate IS NOT NULL) THEN
-        -- Whoever claims under a limit does so alone.
-        SELECT * INTO w FROM queue WHERE queue.q = w.q FOR UPDATE;
+    IF w.concurrency IS NOT NULL OR w.rate_max IS NOT NULL OR p_rate IS NOT NULL OR w.rate_until > v_now THEN
+        v_limited := true;
+        IF p_take > 0 AND NOT w.paused AND (w.concurrency IS NOT NULL OR w.rate_max IS NOT NULL OR p_rate IS NOT NULL) THEN
+            -- Whoever claims under a limit does so alone.
+            SELECT * INTO w FROM queue WHERE queue.q = w.q FOR UPDATE;
+        END IF;
     END IF;
 
-    -- Settle. The usual case, jobs that depend on nothing and complete, is one statement.
+    -- Settle. The usual case, jobs that depend on nothing and complete, is one statement. A token is there only while
+    -- its job is active. No condition that another index has: that one may be full of dead entries.
     IF v_count > 0 THEN
-        IF p_simple AND v_count = (
-            -- A token is there only while its job is active. No condition that another index has: that one may be
-            -- full of dead entries.
-            SELECT count(*) FROM unnest(p_handles, p_tokens) u(n, token) JOIN job j ON j.n = u.n
-            WHERE j.token = u.token AND j.parent_queue IS NULL AND j.dedup IS NULL AND j.children = 0 AND j.logged = 0
-        ) THEN
-            v_base := behind();
+        IF p_simple THEN
+            v_base := nextval('place') * 1024;
             IF p_keep_counts[1] = 0 THEN
                 WITH gone AS (
                     DELETE FROM job USING unnest(p_handles, p_tokens) WITH ORDINALITY u(n, token, o)
-                    WHERE job.n = u.n AND job.token = u.token AND job.children = 0 AND job.dedup IS NULL
-                        AND job.parent_queue IS NULL
+                    WHERE job.n = u.n AND job.token = u.token AND job.children = 0 AND job.logged = 0
+                        AND job.dedup IS NULL AND job.parent_queue IS NULL
                     RETURNING u.o
-                ) SELECT array_agg(o ORDER BY o) INTO v_done FROM gone;
+                )
+                SELECT array_agg(gone.o) INTO v_done FROM gone;
             ELSE
                 WITH ended AS (
                     UPDATE job SET state = 4, ended = v_now, seq = v_base + u.o, attempts = job.attempts + 1,
                         token = NULL, lease = NULL, lapsed = NULL, cancel = false, result = u.result
                     FROM unnest(p_handles, p_tokens, p_a) WITH ORDINALITY u(n, token, result, o)
-                    WHERE job.n = u.n AND job.token = u.token AND job.children = 0 AND job.dedup IS NULL
-                        AND job.parent_queue IS NULL
+                    WHERE job.n = u.n AND job.token = u.token AND job.children = 0
+                        AND job.dedup IS NULL AND job.parent_queue IS NULL
                     RETURNING u.o
-                ) SELECT array_agg(o ORDER BY o) INTO v_done FROM ended;
+                )
+                SELECT array_agg(ended.o) INTO v_done FROM ended;
             END IF;
-            SELECT array_agg(ROW('completed', u.id, u.a, 'active')::told ORDER BY u.o) INTO v_events
-            FROM unnest(p_ids, p_a) WITH ORDINALITY u(id, a, o) WHERE u.o = ANY (v_done);
-            v_events := coalesce(v_events, '{}');
-            v_ended[1] := coalesce(cardinality(v_done), 0);
-            d := zeros();
-            d[3] := -v_ended[1];
-            IF p_keep_counts[1] IS DISTINCT FROM 0 THEN
-                d[4] := v_ended[1];
-            END IF;
+            v_quick := coalesce(cardinality(v_done), 0);
+            v_completed := v_quick;
+            v_kept := CASE WHEN p_keep_counts[1] = 0 THEN 0 ELSE v_quick END;
         END IF;
-        IF v_ended[1] = v_count THEN
+        IF v_quick = v_count THEN
             v_codes := array_fill(0::smallint, ARRAY[v_count]);
-            IF w.concurrency IS NOT NULL THEN
-                v_freed := v_count;
-            END IF;
+            v_freed := v_count;
         ELSE
-            IF d IS NOT NULL THEN
-                PERFORM counted(w.q, d);
-                PERFORM written(w.q, v_events);
-                v_events := '{}';
-                d := NULL;
+            v_slow := true;
+            IF v_quick > 0 THEN
+                PERFORM counted(w.q, ARRAY[0, 0, -v_quick, v_kept, 0, 0, 0]);
+                PERFORM written(w.q, ARRAY(SELECT ROW('completed', u.id, u.a, 'active')::told
+                    FROM unnest(p_ids, p_a) WITH ORDINALITY u(id, a, o) WHERE u.o = ANY (v_done) ORDER BY u.o));
+                v_freed := v_quick;
+                v_quick := 0;
+                v_kept := 0;
             END IF;
             -- The rows other calls may want as well, in one order.
             PERFORM 1 FROM job WHERE job.n IN (
@@ -314,52 +338,58 @@ BEGIN
                 v_code := settled_one(w.q, p_queue, p_ids[i], p_handles[i], p_tokens[i], p_fences[i], v_kind, p_a[i],
                     p_traces[i], p_delays[i], p_children[i], p_keep_counts[CASE WHEN p_simple THEN 1 ELSE i END], v_now);
                 v_codes[i] := v_code;
-                IF v_code = 0 AND v_kind < 2 THEN
-                    v_ended[v_kind + 1] := v_ended[v_kind + 1] + 1;
-                ELSIF v_code = 0 AND (v_kind = 4 OR (v_kind IN (2, 3) AND p_delays[i] <= 0)) THEN
-                    v_hint := v_hint + 1;
-                END IF;
                 IF v_code = 0 THEN
                     v_freed := v_freed + 1;
+                    IF v_kind = 0 THEN
+                        v_completed := v_completed + 1;
+                    ELSIF v_kind = 1 THEN
+                        v_failed := v_failed + 1;
+                    ELSIF v_kind = 4 OR (v_kind IN (2, 3) AND p_delays[i] <= 0) THEN
+                        v_hint := v_hint + 1;
+                    END IF;
                 END IF;
             END LOOP;
         END IF;
     END IF;
 
-    v_promoted := promoted(w.q, 2 * p_take + 100, v_now);
+    SELECT due INTO v_due FROM job WHERE job.q = w.q AND job.state = 2 ORDER BY due LIMIT 1;
+    IF v_due <= v_now THEN
+        v_promoted := promoted(w.q, 2 * p_take + 100, v_now);
+        SELECT due INTO v_due FROM job WHERE job.q = w.q AND job.state = 2 ORDER BY due LIMIT 1;
+    END IF;
 
     IF p_resume THEN
         v_held := ARRAY(SELECT job.n FROM job WHERE job.q = w.q AND job.state = 3 AND job.token = p_token);
         UPDATE job SET lease = v_now + p_lease, lapsed = NULL WHERE job.n = ANY (v_held);
+        v_room := p_take - cardinality(v_held);
     END IF;
 
     -- Claim as far as pause, concurrency and windows let.
-    IF w.rate_max IS NOT NULL AND w.rate_ms IS NOT NULL THEN
-        v_rate := w.rate_max;
-        v_window := coalesce(p_window, w.rate_ms);
-    END IF;
-    IF w.rate_until > v_now AND w.rate_used >= coalesce(v_rate, 9007199254740991) THEN
-        v_closed := w.rate_until;
-    END IF;
-    v_room := p_take - cardinality(v_held);
-    IF w.paused OR v_closed IS NOT NULL THEN
-        v_room := 0;
-    ELSIF w.concurrency IS NOT NULL AND v_room > 0 THEN
-        IF d IS NOT NULL THEN
-            PERFORM counted(w.q, d);
-            d := NULL;
+    IF v_limited THEN
+        v_rate := p_rate;
+        v_window := p_window;
+        IF w.rate_max IS NOT NULL AND w.rate_ms IS NOT NULL THEN
+            v_rate := w.rate_max;
+            v_window := coalesce(p_window, w.rate_ms);
         END IF;
-        v_room := least(v_room, w.concurrency - (counts_of(w.q))[3]);
+        IF w.rate_until > v_now AND w.rate_used >= coalesce(v_rate, 9007199254740991) THEN
+            v_closed := w.rate_until;
+            v_room := 0;
+        ELSIF w.concurrency IS NOT NULL AND v_room > 0 THEN
+            v_room := least(v_room, w.concurrency + v_quick - (counts_of(w.q))[3]);
+        END IF;
     END IF;
-    IF v_room > 0 THEN
-        SELECT b.ns, b.ids, b.high, b.deferred INTO v_ns, v_ids, v_highs, v_deferred FROM best(w.q, p_tags, v_room) b;
-        IF v_rate IS NOT NULL AND cardinality(v_ns) > 0 THEN
+    IF v_room > 0 AND NOT w.paused THEN
+        SELECT * INTO v_best, v_ids, v_highs, v_deferred FROM best(w.q, p_tags, v_room);
+        IF v_rate IS NOT NULL AND v_best IS NOT NULL THEN
             IF w.rate_until <= v_now THEN
                 w.rate_used := 0;
             END IF;
-            FOR i IN 1 .. cardinality(v_ns) LOOP
+            FOR i IN 1 .. cardinality(v_best) LOOP
                 IF w.rate_used >= v_rate THEN
-                    v_ns := v_ns[1 : i - 1];
+                    v_best := v_best[1 : i - 1];
+                    v_ids := v_ids[1 : i - 1];
+                    v_highs := v_highs[1 : i - 1];
                     EXIT;
                 END IF;
                 -- A job that will only be failed uses no start.
@@ -372,68 +402,67 @@ BEGIN
             END LOOP;
             UPDATE queue SET rate_used = w.rate_used, rate_until = w.rate_until WHERE queue.q = w.q;
         END IF;
+        v_taken := coalesce(cardinality(v_best), 0);
     END IF;
-    IF cardinality(v_ns) > 0 THEN
-        v_base := behind();
+    IF v_taken > 0 THEN
+        v_high := cardinality(array_positions(v_highs, true));
+        v_base := nextval('place') * 1024;
         -- Positions beyond the gap between two places are only met by claims of more than a thousand.
-        RETURN QUERY WITH j AS (
-            UPDATE job SET state = 3, seq = v_base + u.o, token = p_token, lease = v_now + p_lease, lapsed = NULL,
-                started = v_now, worker = p_worker, fence = job.fence + 1
-            FROM unnest(v_ns) WITH ORDINALITY u(n, o) WHERE job.n = u.n
-            RETURNING job.*
-        )
-        SELECT j.n, j.seq, j.id, j.name, j.data, j.opts, j.priority, t.tags, j.attempts, j.max_attempts,
-            j.crashes, j.fence, j.added, j.started, j.lifo, j.on_crash, j.cancel, j.worker, j.parent_queue,
-            j.parent_id, j.policy, j.schedule, j.dedup, j.deferred, j.progress, j.reason, j.trace, j.result,
-            NULL::smallint[], NULL::bigint, NULL::boolean, NULL::bigint, NULL::int, NULL::boolean, NULL::text[]
-        FROM j LEFT JOIN tagset t ON t.id = j.tagset;
-        SELECT v_events || array_agg(ROW('active', u.id, NULL, 'waiting')::told), count(*) FILTER (WHERE u.high)
-        INTO v_events, v_high FROM unnest(v_ns, v_ids, v_highs) u(n, id, high) WHERE u.n IS NOT NULL;
-        d := coalesce(d, zeros());
-        d[1] := d[1] - cardinality(v_ns) + v_high;
-        d[3] := d[3] + cardinality(v_ns);
-        d[7] := d[7] - v_high;
-        IF cardinality(v_ns) >= 1024 THEN
-            PERFORM nextval('place') FROM generate_series(1, cardinality(v_ns) / 1024);
+        RETURN QUERY UPDATE job AS j SET state = 3, seq = v_base + u.o, token = p_token, lease = v_now + p_lease,
+                lapsed = NULL, started = v_now, worker = p_worker, fence = j.fence + 1
+            FROM unnest(v_best) WITH ORDINALITY u(place, o) WHERE j.ctid = u.place
+            RETURNING j.n, j.seq, j.id, j.name, j.data, j.opts, j.priority,
+                CASE WHEN j.tagset <> 0 THEN (SELECT t.tags FROM tagset t WHERE t.id = j.tagset) END, j.attempts,
+                j.max_attempts, j.crashes, j.fence, j.added, j.started, j.lifo, j.on_crash, j.cancel, j.worker,
+                j.parent_queue, j.parent_id, j.policy, j.schedule, j.dedup, j.deferred, j.progress, j.reason, j.trace,
+                j.result, NULL::smallint[], NULL::bigint, NULL::boolean, NULL::bigint, NULL::int, NULL::boolean,
+                NULL::text[];
+        IF v_taken >= 1024 THEN
+            PERFORM nextval('place') FROM generate_series(1, v_taken / 1024);
         END IF;
     END IF;
-    IF d IS NOT NULL THEN
-        PERFORM counted(w.q, d);
+    IF v_quick + v_taken > 0 THEN
+        PERFORM counted(w.q, ARRAY[v_high - v_taken, 0, v_taken - v_quick, v_kept, 0, 0, -v_high]),
+            written(w.q, w.events, v_quick + v_taken,
+                array_fill('c'::text, ARRAY[v_quick]) || array_fill('a'::text, ARRAY[v_taken]),
+                CASE WHEN v_quick > 0 THEN p_ids || v_ids ELSE v_ids END, CASE WHEN v_quick > 0 THEN p_a END, NULL);
     END IF;
-    PERFORM written(w.q, v_events);
 
-    IF p_metrics > 0 THEN
-        FOR i IN 1 .. 2 LOOP
-            IF v_ended[i] > 0 THEN
-                PERFORM measured(w.q, i - 1, v_ended[i], p_metrics, v_now);
+    IF v_completed + v_failed > 0 THEN
+        IF p_metrics > 0 THEN
+            IF v_completed > 0 THEN
+                PERFORM measured(w.q, 0, v_completed, p_metrics, v_now);
             END IF;
-        END LOOP;
-    END IF;
-    IF v_ended[1] > 0 AND p_simple THEN
-        PERFORM retained(w.q, 4, p_keep_counts[1], p_keep_ages[1], p_keep_limits[1], v_now)
-        WHERE p_keep_counts[1] IS DISTINCT FROM 0 AND (p_keep_counts[1] IS NOT NULL OR p_keep_ages[1] IS NOT NULL);
-    ELSIF v_ended[1] + v_ended[2] > 0 THEN
-        FOR k IN
-            SELECT DISTINCT u.kind, u.count, u.age, u.limit_
-            FROM unnest(p_kinds, p_keep_counts, p_keep_ages, p_keep_limits, v_codes) u(kind, count, age, limit_, code)
-            WHERE u.code = 0 AND u.kind < 2 AND u.count IS DISTINCT FROM 0 AND (u.count IS NOT NULL OR u.age IS NOT NULL)
-        LOOP
-            PERFORM retained(w.q, 4 + k.kind, k.count, k.age, k.limit_, v_now);
-        END LOOP;
+            IF v_failed > 0 THEN
+                PERFORM measured(w.q, 1, v_failed, p_metrics, v_now);
+            END IF;
+        END IF;
+        IF p_simple THEN
+            IF p_keep_counts[1] > 0 OR (p_keep_counts[1] IS NULL AND p_keep_ages[1] IS NOT NULL) THEN
+                PERFORM retained(w.q, 4, p_keep_counts[1], p_keep_ages[1], p_keep_limits[1], v_now);
+            END IF;
+        ELSE
+            FOR k IN
+                SELECT DISTINCT u.kind, u.count, u.age, u.limit_
+                FROM unnest(p_kinds, p_keep_counts, p_keep_ages, p_keep_limits, v_codes) u(kind, count, age, limit_, code)
+                WHERE u.code = 0 AND u.kind < 2 AND u.count IS DISTINCT FROM 0 AND (u.count IS NOT NULL OR u.age IS NOT NULL)
+            LOOP
+                PERFORM retained(w.q, 4 + k.kind, k.count, k.age, k.limit_, v_now);
+            END LOOP;
+        END IF;
     END IF;
 
     -- Counting costs a look at all slots, so it is done only when the answer may matter.
-    IF cardinality(v_ns) = 0 AND v_ended[1] + v_ended[2] > 0 OR v_hint + v_promoted + v_freed > 0
-        OR v_closed IS NOT NULL OR (v_rate IS NOT NULL AND w.rate_used >= v_rate) OR news() <> '{}' THEN
+    IF v_slow OR v_limited OR v_promoted > 0 OR (v_taken = 0 AND v_completed > 0) THEN
         c := counts_of(w.q);
-        IF v_ended[1] + v_ended[2] > 0 AND c[1] + c[7] + c[3] = 0 AND NOT (p_take > 0 AND c[2] > 0) THEN
-            PERFORM written(w.q, ARRAY[ROW('drained', NULL, NULL, NULL)::told]);
+        IF v_completed + v_failed > 0 AND v_taken = 0 THEN
+            PERFORM drained(w.q, p_take > 0, c);
         END IF;
         IF w.concurrency IS NULL THEN
             v_freed := 0;
         END IF;
         IF NOT w.paused THEN
-            v_hint := least(c[1] + c[7], v_hint + v_promoted + greatest(v_freed - cardinality(v_ns), 0));
+            v_hint := least(c[1] + c[7], v_hint + v_promoted + greatest(v_freed - v_taken, 0));
         ELSE
             v_hint := 0;
         END IF;
@@ -444,8 +473,6 @@ BEGIN
             v_closed := NULL;
         END IF;
     END IF;
-    SELECT due INTO v_due FROM job WHERE job.q = w.q AND job.state = 2 ORDER BY due LIMIT 1;
-    v_tagged := EXISTS (SELECT 1 FROM tagset WHERE tagset.q = w.q);
     IF cardinality(v_held) > 0 THEN
         RETURN QUERY SELECT j.n, j.seq, j.id, j.name, j.data, j.opts, j.priority, t.tags, j.attempts, j.max_attempts,
             j.crashes, j.fence, j.added, j.started, j.lifo, j.on_crash, j.cancel, j.worker, j.parent_queue,
@@ -453,11 +480,14 @@ BEGIN
             NULL::smallint[], NULL::bigint, NULL::boolean, NULL::bigint, NULL::int, NULL::boolean, NULL::text[]
         FROM unnest(v_held) u(n) JOIN job j ON j.n = u.n LEFT JOIN tagset t ON t.id = j.tagset;
     END IF;
-    RETURN QUERY SELECT NULL::bigint, NULL::bigint, NULL::text, NULL::bytea, NULL::bytea, NULL::bytea, NULL::int,
-        NULL::text[], NULL::int, NULL::int, NULL::int, NULL::int, NULL::bigint, NULL::bigint, NULL::boolean,
-        NULL::boolean, NULL::boolean, NULL::bytea, NULL::text, NULL::text, NULL::smallint, NULL::text, NULL::text,
-        NULL::text, NULL::bytea, NULL::bytea, NULL::bytea, NULL::bytea,
-        v_codes, least(v_due, v_closed), w.paused, v_now, v_hint, v_tagged, news();
+    codes := v_codes;
+    wake_at := least(v_due, v_closed);
+    paused := w.paused;
+    now := v_now;
+    hint := v_hint;
+    tagged := v_hint > 0 AND EXISTS (SELECT 1 FROM tagset WHERE tagset.q = w.q);
+    news := CASE WHEN v_slow THEN news() ELSE '{}' END;
+    RETURN NEXT;
 END $$;
 
 CREATE FUNCTION renew_1(p_queue text, p_ids text[], p_tokens text[], p_fences int[], p_lease bigint, p_instant bigint)
@@ -510,6 +540,7 @@ DECLARE
     v_more boolean := false;
     d bigint[] := zeros();
     j job;
+    k record;
 BEGIN
     SELECT q, paused INTO v_q, v_paused FROM queue WHERE name = p_queue;
     IF NOT FOUND THEN
@@ -560,9 +591,22 @@ BEGIN
     FOR i IN 1 .. 2 LOOP
         IF v_ages[i] IS NOT NULL THEN
             FOR k IN 1 .. 5 LOOP
-                v_some := ended_deleted(v_q, 3 + i, oldest(v_q, 3 + i, v_now - v_ages[i], 200));
+                v_some := oldest_deleted(v_q, 3 + i, v_now - v_ages[i], 200);
                 EXIT WHEN v_some < 200 OR clock_timestamp() > v_stop;
             END LOOP;
+        END IF;
+    END LOOP;
+    FOR k IN
+        WITH gone AS (
+            DELETE FROM untrimmed WHERE (q, pid, state, count, age) IN (
+                SELECT q, pid, state, count, age FROM untrimmed WHERE q = v_q FOR UPDATE SKIP LOCKED)
+            RETURNING state, nullif(count, -1) AS count, nullif(age, -1) AS age
+        )
+        SELECT DISTINCT state, count, age FROM gone
+    LOOP
+        IF NOT retained(v_q, k.state, k.count, k.age, 1000, v_now) THEN
+            PERFORM untrimmed_noted(v_q, k.state, k.count, k.age);
+            v_more := true;
         END IF;
     END LOOP;
     DELETE FROM lock WHERE name IN (SELECT name FROM lock WHERE until <= v_now FOR UPDATE SKIP LOCKED);
