@@ -276,6 +276,16 @@ class TestTheRest:
     async def test_a_handler_alone_needs_no_container(self, mailer: FakeMailer) -> None:
         assert await MailProcessor(mailer).welcome(Job.fake(ADA)) == "<1>"
 
+    async def test_a_job_made_up_for_it_takes_what_handlers_tell_it(self) -> None:
+        async def handler(job: Job[int]) -> int:
+            job.log("begun")
+            await job.update_progress({"page": job.data})
+            return job.attempt
+
+        made_up = Job.fake(3, attempt=2)
+        assert await handler(made_up) == 2
+        assert made_up.progress == {"page": 3}
+
     async def test_logs_of_a_run_are_kept_with_the_job(self, app: App) -> None:
         @job(queue="logs")
         async def chatty(data: None, log: FromDishka[JobLogger]) -> None:
