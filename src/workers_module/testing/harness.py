@@ -5,7 +5,16 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mappi
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, Final, TypeVar, overload
 
-from dishka import STRICT_VALIDATION, AsyncContainer, Provider, Scope, ValidationSettings, make_async_container
+from dishka import (
+    DEFAULT_COMPONENT,
+    STRICT_VALIDATION,
+    AsyncContainer,
+    Provider,
+    Scope,
+    ValidationSettings,
+    make_async_container,
+)
+from dishka.entities.key import hint_to_dependency_key
 from dishka.provider import BaseProvider
 
 from workers_module.client.producer import Producer
@@ -57,6 +66,7 @@ class WorkerTest:
         reader: Reader,
         stepper: Stepper | None,
         failed: list[BaseException],
+        stack: AsyncExitStack,
     ) -> None:
         """Hold the parts; `worker_test` makes them."""
         self.container = container
@@ -68,14 +78,23 @@ class WorkerTest:
         self._read = reader
         self._stepper = stepper
         self._failed = failed
+        self._stack = stack
+        self._request: AsyncContainer | None = None
 
     @overload
     async def get(self, key: type[T]) -> T: ...
     @overload
     async def get(self, key: Any) -> Any: ...
     async def get(self, key: Any) -> Any:
-        """Return an object from the container; what lives for one request gets a scope that ends with the test."""
-        return await self.container.get(key)
+        """Return an object from the container; what lives for one request gets a scope that ends with the test.
+
+        Args:
+            key: A type, or ``Annotated[Queue[EmailJob], InjectQueue("email")]``.
+        """
+        if self._request is None:
+            self._request = await self._stack.enter_async_context(self.container())
+        wanted = hint_to_dependency_key(key)
+        return await self._request.get(wanted.type_hint, component=wanted.component or DEFAULT_COMPONENT)
 
     async def drain(self, *, raise_errors: bool = True) -> int:
         """Run everything that is due, and what that makes due in turn, one job after the other.
@@ -235,6 +254,7 @@ async def worker_test(
             reader,
             stepper,
             failed,
+            stack,
         )
 
 
