@@ -1,6 +1,7 @@
 """Where the jobs of a test rest: in memory, or on a real store in a place of their own."""
 
 import asyncio
+import os
 import tempfile
 import threading
 from collections.abc import Callable, Coroutine
@@ -23,8 +24,7 @@ Reader = Callable[[str, tuple[JobState, ...]], list[JobRecord]]
 """Reads the jobs of a queue in some states without awaiting."""
 
 _PAGE: Final = 1_000
-_SHARED: Final = "workers_test"
-"""Where tests that truncate keep their jobs."""
+_NAME: Final = "workers_test"
 
 
 async def open_place(
@@ -47,7 +47,7 @@ async def open_place(
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="worker-test-"))
         store = f"sqlite:///{Path(folder) / 'jobs.db'}"
     url = store if "://" in store else url_for_tests(QueueKind(store))
-    make = _maker(url, _SHARED if truncate else f"{_SHARED}_{uuid4().hex[:12]}", clock)
+    make = _maker(url, _shared_place() if truncate else f"{_NAME}_{uuid4().hex[:12]}", clock)
     opened = make()
     await opened.open()
     stack.push_async_callback(opened.close)
@@ -58,6 +58,12 @@ async def open_place(
     else:
         stack.push_async_callback(drop_store, opened)
     return opened, partial(_in_thread, make)
+
+
+def _shared_place() -> str:
+    """Return where tests that truncate keep their jobs; processes of pytest-xdist would empty each other's."""
+    process = os.environ.get("PYTEST_XDIST_WORKER")
+    return f"{_NAME}_{process}" if process else _NAME
 
 
 def _maker(url: str, place: str, clock: FrozenClock) -> Callable[[], Store]:
