@@ -9,6 +9,7 @@ from pydantic import BaseModel
 from tests.servers import shared_redis
 from workers_module import (
     Dispatcher,
+    Inspector,
     JobFailedError,
     Worker,
     WorkersModule,
@@ -96,6 +97,24 @@ async def test_each_mode_needs_no_server_and_no_other_code(mode: str) -> None:
     async with run_workers(container, close_container=True):
         await (await container.get(Dispatcher)).run_job(DownloadWorker, DownloadWorkerArgs(user_guid="ada"))
         assert await container.get(Downloads) == ["ada"]
+
+
+@pytest.mark.redis
+async def test_a_flush_at_start_empties_its_own_prefix_and_no_other() -> None:
+    url, prefix = shared_redis()
+    ours, theirs = (WorkersSettings(queue={"uri": url, "prefix": f"{prefix}-{whose}"}) for whose in ("ours", "theirs"))
+    for settings in (ours, theirs):
+        container = make_async_container(WorkersModule.for_root(settings, processors=[ThumbnailWorker]))
+        await (await container.get(Dispatcher)).perform_later(ThumbnailWorker.make, 1)
+        await container.close()
+
+    flushing = WorkersSettings(queue={"uri": url, "prefix": f"{prefix}-ours", "dangerously_flush": True})
+    left: list[int] = []
+    for settings in (flushing, theirs):
+        container = make_async_container(WorkersModule.for_root(settings, processors=[ThumbnailWorker]))
+        async with run_workers(container, only=[], close_container=True):
+            left.append((await (await container.get(Inspector)).counts("thumbnails")).waiting)
+    assert left == [0, 1]
 
 
 @processor("thumbnails", concurrency=2)

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 from dishka import AsyncContainer, Provider, Scope, make_async_container
 from pydantic import BaseModel, ValidationError
@@ -15,6 +16,7 @@ from workers_module import (
     ConfigurationError,
     Dispatcher,
     Inspector,
+    Job,
     JobCancelledError,
     JobHandle,
     JobsAdmin,
@@ -22,6 +24,7 @@ from workers_module import (
     WorkerMode,
     WorkersModule,
     WorkersSettings,
+    process,
     processor,
     run_workers,
 )
@@ -158,6 +161,31 @@ class TestModes:
     async def test_num_workers_is_how_many_jobs_run_at_once(self) -> None:
         assert WorkersSettings(queue={"num_workers": 4}).concurrency == 4
 
+    @pytest.mark.parametrize(("given", "own", "at_once"), [(4, None, 4), (4, 2, 2)])
+    async def test_no_more_jobs_of_a_processor_run_at_once(self, given: int, own: int | None, at_once: int) -> None:
+        running, full, go_on = list[int](), anyio.Event(), anyio.Event()
+
+        @processor("crowd", concurrency=own)
+        class Crowd:
+            @process("enter")
+            async def enter(self, job: Job[int]) -> None:
+                running.append(job.data)
+                if len(running) == at_once:
+                    full.set()
+                await go_on.wait()
+
+        settings = WorkersSettings(mode="background_async", queue={"num_workers": given})
+        container = make_async_container(WorkersModule.for_root(settings, processors=[Crowd]))
+        async with run_workers(container, close_container=True):
+            jobs = await container.get(Dispatcher)
+            handles = [await jobs.perform_later(Crowd.enter, n) for n in range(8)]
+            await full.wait()
+            counts = await (await container.get(Inspector)).counts("crowd")
+            assert (len(running), counts.active) == (at_once, at_once)
+            go_on.set()
+            for handle in handles:
+                await handle.result()
+
     async def test_a_dangerous_flush_empties_the_queues_at_start(self, tmp_path: Path) -> None:
         queue = {"uri": f"sqlite:///{tmp_path / 'jobs.db'}"}
         first = build(WorkersSettings(queue=queue))
@@ -214,6 +242,27 @@ class TestUpkeep:
         assert await t.drain() == 1
         with pytest.raises(JobCancelledError):
             await handle.result()
+        assert [job.name for job in t.jobs("default") if job.cancelled] == ["ReportWorker"]
+
+    async def test_a_running_job_is_asked_to_stop_where_told(self) -> None:
+        begun = anyio.Event()
+
+        @processor("slow")
+        class SlowWorker(Worker[int, None]):
+            async def perform(self, args: int, /) -> None:
+                begun.set()
+                await anyio.sleep_forever()
+
+        settings = WorkersSettings(mode="background_async", lease="300ms")
+        container = make_async_container(WorkersModule.for_root(settings, processors=[SlowWorker]))
+        async with run_workers(container, close_container=True):
+            handle = await (await container.get(Dispatcher)).perform_later(SlowWorker, 1)
+            await begun.wait()
+            admin = await container.get(JobsAdmin)
+            assert await admin.cancel("SlowWorker") == 0
+            assert await admin.cancel("SlowWorker", running=True) == 1
+            with pytest.raises(JobCancelledError):
+                await handle.result()
 
     async def test_tidy_takes_what_completed_or_was_cancelled(self, t: WorkerTest) -> None:
         admin = await t.get(JobsAdmin)

@@ -5,11 +5,12 @@ Each class stands as its reader would write it; each test is a promise of that g
 
 import logging
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from typing import Annotated, Any
 from unittest.mock import AsyncMock
 
 import pytest
-from dishka import AsyncContainer, Provider, Scope, make_async_container
+from dishka import AsyncContainer, FromDishka, Provider, Scope, make_async_container
 from pydantic import BaseModel
 
 from workers_module import (
@@ -22,7 +23,9 @@ from workers_module import (
     Job,
     Queue,
     Repeat,
+    RetryLaterError,
     UnknownWorkerError,
+    UnrecoverableError,
     WorkerHost,
     Workers,
     WorkersModule,
@@ -208,6 +211,78 @@ class TestProcessor:
         started = [await t.drain(), await t.advance("999ms"), await t.advance("1ms"), await t.advance("2s")]
         assert started == [1, 0, 1, 1]
         assert await handle.result() == Sent(success=True)
+
+    async def test_what_a_worker_may_say_about_its_retries(self) -> None:
+        attempts: list[int] = []
+
+        @processor("calls")
+        class Caller:
+            @process("give-up")
+            async def give_up(self, job: Job[int]) -> None:
+                attempts.append(job.attempt)
+                raise UnrecoverableError("no such number")
+
+            @process("busy")
+            async def busy(self, job: Job[int]) -> None:
+                attempts.append(job.attempt)
+                if len(attempts) < 3:
+                    raise RetryLaterError("1m")
+
+        async with worker_test(processors=[Caller]) as t:
+            await t.dispatcher.perform_later(Caller.give_up, 1, attempts=5)
+            await t.advance("1h", raise_errors=False)
+            assert attempts == [1]
+            attempts.clear()
+            await t.dispatcher.perform_later(Caller.busy, 1)
+            assert await t.advance("5m") == 3
+            assert attempts == [1, 1, 1]
+
+    async def test_a_job_may_name_its_hour(self, t: WorkerTest, emails: Queue[EmailJob]) -> None:
+        await emails.add("welcome", ADA, run_at=t.clock.now() + timedelta(hours=1))
+        assert (await t.advance("59m"), await t.advance("1m")) == (0, 1)
+
+    async def test_a_listener_that_fails_changes_nothing(self, caplog: pytest.LogCaptureFixture) -> None:
+        @processor("calls")
+        class Caller:
+            @process("call")
+            async def call(self, job: Job[int]) -> int:
+                return job.data
+
+            @on_worker_event("completed")
+            async def failing(self, job: Job[int]) -> None:
+                raise RuntimeError("the listener's own trouble")
+
+            @on_worker_event("completed")
+            async def another(self, job: Job[int], heard: FromDishka[Heard]) -> None:
+                heard.append(job.name)
+
+        async with worker_test(App(), processors=[EmailWorker, Caller]) as t:
+            handle = await t.dispatcher.perform_later(Caller.call, 1)
+            await t.drain()
+            assert await handle.result() == 1
+            assert await t.get(Heard) == ["call"]
+        assert "listener Caller.failing failed on completed" in caplog.text
+
+    async def test_each_run_is_logged_with_its_particulars(
+        self, t: WorkerTest, emails: Queue[EmailJob], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        caplog.set_level(logging.DEBUG, logger="workers_module.worker")
+        handle = await emails.add("nonsense", ADA)
+        await t.drain(raise_errors=False)
+        started, ended = [vars(record) for record in caplog.records if hasattr(record, "job_id")]
+        for record in (started, ended):
+            particulars = (record["queue"], record["job_name"], record["job_id"], record["attempt"])
+            assert particulars == ("email", "nonsense", handle.id, 1)
+        assert (ended["outcome"], ended["levelname"]) == ("failed", "WARNING")
+        assert ended["duration_ms"] >= 0
+
+    async def test_errors_are_kept_with_their_trace(self, t: WorkerTest, emails: Queue[EmailJob]) -> None:
+        await emails.add("nonsense", ADA)
+        await t.drain(raise_errors=False)
+        [failed] = t.jobs("email", "failed")
+        assert failed.error == "unknown job nonsense"
+        [trace] = failed.traces
+        assert "raise LookupError" in trace
 
     async def test_lower_priorities_go_first(self, t: WorkerTest, emails: Queue[EmailJob], mails: AsyncMock) -> None:
         for name, priority in (("third", 3), ("first", 1), ("second", 2)):

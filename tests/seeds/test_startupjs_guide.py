@@ -2,6 +2,7 @@
 
 import logging
 import os
+import threading
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from importlib.metadata import EntryPoint
@@ -93,6 +94,14 @@ class TestJobModules:
         await t.dispatcher.perform_later(send_otp, Otp(phone="+371", code="1234"))
         await t.drain()
         assert app.outbox == ["1234 to +371"]
+
+    async def test_a_plain_function_runs_in_a_thread(self) -> None:
+        @job()
+        def where(data: None) -> str:
+            return threading.current_thread().name
+
+        async with worker_test(processors=[where]) as t:
+            assert await t.dispatcher.perform_now(where, None) != threading.current_thread().name
 
 
 class TestRunJob:

@@ -6,8 +6,9 @@ from datetime import datetime
 from typing import Any, Generic, Protocol, TypeVar, cast
 
 from workers_module.clock import Clock, to_datetime
-from workers_module.errors import WorkersError
+from workers_module.errors import JobCancelledError, WorkersError
 from workers_module.job.encoding import encode
+from workers_module.job.failure import failure_of
 from workers_module.job.record import JobRecord, ParentRef
 from workers_module.job.state import JobState
 
@@ -123,6 +124,11 @@ class Job(Generic[T_co]):
     def state(self) -> JobState:
         """The state at the time of reading; ``active`` in a handler."""
         return self.record.state
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether the job was cancelled; its ``state`` is then ``failed``, as BullMQ knows no other word for it."""
+        return self.state is JobState.FAILED and isinstance(failure_of(self.record), JobCancelledError)
 
     @property
     def attempt(self) -> int:
