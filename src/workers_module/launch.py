@@ -222,6 +222,7 @@ class Launcher:
             settings=settings.consumer,
             ticker=ticker,
             ticks=ticks,
+            sweeper=settings.sweeper(self._store, ticker, hooks),
         )
 
 

@@ -12,6 +12,7 @@ read the variable ``WORKERS``, which selects workers, as that field's JSON::
 
 import difflib
 import logging
+import os
 import re
 from collections.abc import Collection, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -519,6 +520,21 @@ class WorkersSettings(BaseSettings):
             ),
         )
         return tuple(InitSettingsSource(settings_cls, init_kwargs=values) for values in found)
+
+
+def url_for_tests(kind: QueueKind) -> str:
+    """Return the URL of the server that tests may use: ``WORKERS_TEST_<KIND>_URL``, or the one of the settings.
+
+    Raises:
+        ConfigurationError: No server of that kind is named.
+    """
+    name = f"WORKERS_TEST_{kind.name}_URL"
+    if given := os.environ.get(name, "").strip():
+        return given
+    queue = WorkersSettings().queue
+    if queue.uri is None or queue.kind is not kind:
+        raise ConfigurationError(f"a test wants {kind}, but no server is named; set {name} or QUEUE_URL")
+    return queue.uri.get_secret_value()
 
 
 @contextmanager

@@ -10,22 +10,29 @@ from dishka import FromDishka, Provider, Scope
 from dishka.exceptions import NothingOverriddenError
 from pydantic import BaseModel
 
+from tests.servers import shared_postgres, shared_redis
 from workers_module import (
     Backoff,
     ConfigurationError,
     CronExpression,
     Dispatcher,
+    DistributedLockService,
     InjectQueue,
     Job,
     JobLogger,
     Queue,
+    Store,
     WorkersModule,
+    WorkersSettings,
     cron,
     job,
     on_worker_event,
     process,
     processor,
 )
+from workers_module.job.record import Token
+from workers_module.store.base import Step
+from workers_module.store.open import drop_store
 from workers_module.testing import WorkerTest, worker_test
 
 
@@ -150,6 +157,20 @@ class TestDrain:
         [failed] = t.jobs("numbers", "failed")
         assert failed.error == "no 7"
 
+    async def test_runs_jobs_with_tags_too_those_of_the_handler_and_those_of_a_call(self, t: WorkerTest) -> None:
+        await t.dispatcher.perform_later(double, 1, tags=["gpu"])
+        await t.dispatcher.perform_later(double, 2, tags=["eu"], delay="1m")
+        assert await t.drain() == 1
+        await t.advance("1m")
+        assert [job.return_value for job in t.jobs("numbers", "completed")] == [2, 4]
+
+    async def test_takes_only_jobs_of_its_tags_where_the_settings_name_some(self, app: App) -> None:
+        settings = WorkersSettings(mode="background_async", tags="gpu")
+        async with worker_test(app, WorkersModule.for_root(settings, processors=[double])) as t:
+            for tags in ([], ["gpu"], ["eu"]):
+                await t.dispatcher.perform_later(double, 1, tags=tags)
+            assert await t.drain() == 1
+
 
 class TestAdvance:
     async def test_delayed_jobs_run_at_their_time(self, t: WorkerTest, mailer: FakeMailer) -> None:
@@ -175,6 +196,25 @@ class TestAdvance:
         assert await t.advance("1m") == 6
         assert app.heard == ["tick"] * 6
         assert len(t.jobs("cron.ticker", "completed")) == 6
+
+    async def test_a_job_whose_worker_died_comes_back_when_its_lease_is_over(self, t: WorkerTest) -> None:
+        handle = await t.dispatcher.perform_later(double, 4)
+        dead = Step(queue="numbers", worker="dead", token=Token("dead"), take=1, lease_ms=30_000)
+        await t.store.step(dead)
+        assert await t.drain() == 0
+        await t.advance("29s")
+        assert await handle.state() == "active"
+        await t.advance("1m")
+        assert await handle.result() == 8
+
+    async def test_what_ended_is_kept_as_long_as_in_production(self) -> None:
+        async with worker_test(processors=[double]) as t:
+            await t.dispatcher.perform_later(double, 4)
+            await t.drain()
+            await t.advance("59m")
+            assert len(t.jobs("numbers", "completed")) == 1
+            await t.advance("2m")
+            assert t.jobs("numbers", "completed") == []
 
 
 class TestTheRest:
@@ -236,6 +276,16 @@ class TestTheRest:
     async def test_a_handler_alone_needs_no_container(self, mailer: FakeMailer) -> None:
         assert await MailProcessor(mailer).welcome(Job.fake(ADA)) == "<1>"
 
+    async def test_a_job_made_up_for_it_takes_what_handlers_tell_it(self) -> None:
+        async def handler(job: Job[int]) -> int:
+            job.log("begun")
+            await job.update_progress({"page": job.data})
+            return job.attempt
+
+        made_up = Job.fake(3, attempt=2)
+        assert await handler(made_up) == 2
+        assert made_up.progress == {"page": 3}
+
     async def test_logs_of_a_run_are_kept_with_the_job(self, app: App) -> None:
         @job(queue="logs")
         async def chatty(data: None, log: FromDishka[JobLogger]) -> None:
@@ -246,6 +296,69 @@ class TestTheRest:
             await t.drain()
             page = await t.store.logs("logs", handle.id)
             assert [line.split(" ", 1)[1] for line in page.items] == ["WARNING careful"]
+
+
+class TestServers:
+    """``store="redis"`` and ``"postgres"``: a place of the test's own on a server that it shares with others."""
+
+    @pytest.fixture(
+        params=[pytest.param("redis", marks=pytest.mark.redis), pytest.param("postgres", marks=pytest.mark.postgres)]
+    )
+    def server(self, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+        url = shared_redis()[0] if request.param == "redis" else shared_postgres()
+        monkeypatch.setenv(f"WORKERS_TEST_{request.param.upper()}_URL", url)
+        return str(request.param)
+
+    async def test_jobs_rest_there_and_time_is_the_test_s(self, server: str) -> None:
+        async with worker_test(processors=[double], store=server) as t:
+            handle = await t.dispatcher.perform_later(double, 4, delay="1h")
+            assert await t.drain() == 0
+            assert await t.advance("1h") == 1
+            assert await handle.result() == 8
+            assert [job.data for job in t.jobs("numbers", "completed")] == [4]
+            assert (await t.store.open()).kind.value == server
+
+    async def test_two_tests_at_once_do_not_see_each_other(self, server: str) -> None:
+        async with (
+            worker_test(processors=[double], store=server) as one,
+            worker_test(processors=[double], store=server) as two,
+        ):
+            await one.dispatcher.perform_later(double, 4)
+            assert len(one.enqueued()) == 1
+            assert two.enqueued() == []
+            assert await two.drain() == 0
+
+    async def test_nothing_is_left_behind(self, server: str) -> None:
+        stores: list[Store] = []
+        async with worker_test(processors=[double], store=server) as t:
+            await t.dispatcher.perform_later(double, 4, tags=["gpu"])
+            await (await t.get(DistributedLockService)).acquire("books", "1m")
+            stores.append(t.store)
+        [store] = stores
+        await store.open()
+        assert await store.queues() == []
+        assert await store.locks() == []
+        await drop_store(store)
+        await store.close()
+
+    async def test_truncate_empties_one_place_that_all_share_and_leaves_it(self, server: str) -> None:
+        stores: list[Store] = []
+        for _ in range(2):
+            async with worker_test(processors=[double], store=server, truncate=True) as t:
+                assert t.jobs("numbers") == []
+                await t.dispatcher.perform_later(double, 4)
+                stores.append(t.store)
+        store = stores[-1]
+        await store.open()
+        assert await store.queues() == ["numbers"]
+        await drop_store(store)
+        await store.close()
+
+    async def test_a_server_nobody_named_is_asked_for(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv("WORKERS_TEST_REDIS_URL", raising=False)
+        with pytest.raises(ConfigurationError, match="set WORKERS_TEST_REDIS_URL or QUEUE_URL"):
+            async with worker_test(processors=[double], store="redis"):
+                pass
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import traceback
 from collections import OrderedDict
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from typing import Any, Final, Generic, Literal, NamedTuple, TypeVar
+from typing import Final, Generic, Literal, NamedTuple, TypeVar
 
 import anyio
 
@@ -51,14 +51,6 @@ _REMEMBERED_ERRORS: Final = 100
 _CANCEL_TRIES: Final = 5
 
 
-class _Nothing:
-    __slots__ = ()
-
-
-_NOTHING: Final = _Nothing()
-"""Marks that there is no value, where None is one."""
-
-
 class JobHandle(Generic[R_co]):
     """One stored job, and the result it will have.
 
@@ -82,7 +74,7 @@ class JobHandle(Generic[R_co]):
         *,
         kind: JobKind | None = None,
         deduplicated: bool = False,
-        ran: Any = _NOTHING,
+        ran: bytes | None = None,
     ) -> None:
         """Make a handle; the job is not looked at.
 
@@ -92,7 +84,7 @@ class JobHandle(Generic[R_co]):
             id: Its id.
             kind: What its result is; None for JSON as it is.
             deduplicated: The call added no job.
-            ran: The result, if the job ran while it was added.
+            ran: The result in JSON, if the job ran while it was added.
         """
         self.id = id
         self.queue = queue
@@ -113,14 +105,13 @@ class JobHandle(Generic[R_co]):
             ResultTimeoutError: The job has not ended within ``timeout``.
             pydantic.ValidationError: The stored result does not fit the handler's result type.
         """
-        if not isinstance(self._ran, _Nothing):
-            value: R_co = self._ran
-            return value
         limit = None if timeout is None else duration_ms(timeout, "result: timeout") / 1_000
-        try:
-            raw = await self._watcher.result(self.queue, self.id, limit)
-        except JobFailedError as error:
-            raise error from self._watcher.error_of(self.queue, self.id)
+        raw = self._ran
+        if raw is None:
+            try:
+                raw = await self._watcher.result(self.queue, self.id, limit)
+            except JobFailedError as error:
+                raise error from self._watcher.error_of(self.queue, self.id)
         decoded: R_co = decode(raw, None if self._kind is None else self._kind.result_adapter)
         return decoded
 
@@ -130,7 +121,7 @@ class JobHandle(Generic[R_co]):
         Raises:
             JobNotFoundError: The job was removed.
         """
-        if not isinstance(self._ran, _Nothing):
+        if self._ran is not None:
             return JobState.COMPLETED
         return (await self._watcher.read(self.queue, self.id)).state
 
@@ -140,7 +131,7 @@ class JobHandle(Generic[R_co]):
         Returns:
             False if the job has ended, or is gone.
         """
-        if not isinstance(self._ran, _Nothing):
+        if self._ran is not None:
             return False
         return await cancel_job(self._watcher.store, self.queue, self.id)
 

@@ -47,10 +47,10 @@ _ONLY_IN_CALLS: Final = ("job_id", "parent", "repeat", "run_at")
 
 
 class Ran(NamedTuple):
-    """What an intake answers that ran the job instead of storing it."""
+    """What an intake answers that ran the job instead of storing it; ``result`` is JSON."""
 
     id: str
-    result: Any
+    result: bytes
 
 
 class Intake(Protocol):

@@ -13,6 +13,7 @@ import anyio
 from workers_module.client.producer import Ran
 from workers_module.di.found import FoundHandler
 from workers_module.errors import JobCancelledError, JobFailedError, UnknownJobError
+from workers_module.job.encoding import decode
 from workers_module.job.failure import reason_of
 from workers_module.job.outcome import Completed, Failed, Keep
 from workers_module.job.record import Token
@@ -55,11 +56,11 @@ class _Ended:
     """How a job ended that was run here."""
 
     id: str
-    result: Any = None
+    result: bytes = b"null"
     error: BaseException | None = None
 
-    def value(self) -> Any:
-        """Return the result, or raise the error."""
+    def value(self) -> bytes:
+        """Return the result in JSON, or raise the error."""
         if isinstance(self.error, asyncio.CancelledError):
             # The handler raised it by itself; as it is, it would look as if the caller were cancelled.
             raise JobFailedError(reason_of(self.error), job_id=self.id, error_type="CancelledError") from self.error
@@ -132,7 +133,7 @@ class ForegroundIntake:
         """Run a job that is stored nowhere for longer than it runs.
 
         Returns:
-            What its handler returned.
+            What its handler returned, as JSON carries it.
 
         Raises:
             UnknownJobError: There is no handler for it.
@@ -147,7 +148,9 @@ class ForegroundIntake:
         end = ended.get((spec.queue, single.id or ""))
         if end is None:
             raise JobFailedError(f"queue {spec.queue!r} is paused or limited", job_id=single.id or "")
-        return end.value()
+        found = self._registry.handler_for(spec.queue, spec.name)
+        # What the other ways of running it would give; a difference would only show in production.
+        return decode(end.value(), None if found is None else found.kind.result_adapter)
 
     async def perform(self, handler: FoundHandler, data: bytes) -> Any:
         """Run a handler with a payload in JSON; see `run`."""
@@ -201,7 +204,8 @@ class ForegroundIntake:
         if self._hooks is not None:
             for event in run.worker_events:
                 await self._hooks.deliver(event)
-        return _Ended(record.id, run.result, run.error), released
+        result = outcome.result if isinstance(outcome, Completed) else b"null"
+        return _Ended(record.id, result, run.error), released
 
     async def _settle(self, settle: Settle, claimed: Claimed, run: Run | None = None) -> list[Claimed]:
         """Settle a job, and claim what its end makes ready: its parent, or the successor that was kept for it."""

@@ -6,7 +6,9 @@ from datetime import datetime
 from typing import Any, Generic, Protocol, TypeVar, cast
 
 from workers_module.clock import Clock, to_datetime
-from workers_module.errors import WorkersError
+from workers_module.errors import JobCancelledError, WorkersError
+from workers_module.job.encoding import encode
+from workers_module.job.failure import failure_of
 from workers_module.job.record import JobRecord, ParentRef
 from workers_module.job.state import JobState
 
@@ -58,6 +60,8 @@ class Job(Generic[T_co]):
     def fake(data: D, /, **fields: Any) -> "Job[D]":
         """Build a job for a unit test; no store is needed.
 
+        What a handler reports with `update_progress` is then its ``progress``; what it logs goes nowhere.
+
         Args:
             data: The payload, as the handler would get it.
             fields: Any of the job's stored fields by its name in `JobRecord` (``id``, ``name``, ``queue``,
@@ -92,7 +96,9 @@ class Job(Generic[T_co]):
             raise TypeError(
                 f"Job.fake: no field {min(unknown)!r}; there are: attempt, attempts, {', '.join(JobRecord._fields)}"
             )
-        return Job(JobRecord(**(values | fields)), data)
+        job = Job(JobRecord(**(values | fields)), data)
+        job._context = _Rehearsal(job)
+        return job
 
     @property
     def data(self) -> T_co:
@@ -118,6 +124,11 @@ class Job(Generic[T_co]):
     def state(self) -> JobState:
         """The state at the time of reading; ``active`` in a handler."""
         return self.record.state
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether the job was cancelled; its ``state`` is then ``failed``, as BullMQ knows no other word for it."""
+        return self.state is JobState.FAILED and isinstance(failure_of(self.record), JobCancelledError)
 
     @property
     def attempt(self) -> int:
@@ -244,6 +255,21 @@ class Job(Generic[T_co]):
         record = self.record
         run = f"attempt {self.attempt} of {self.attempts}"
         return f"<Job {record.queue}.{record.name} {record.id} {record.state.value} {run}>"
+
+
+class _Rehearsal:
+    """What a fake job answers through."""
+
+    lease_in_doubt = False
+
+    def __init__(self, job: Job[Any]) -> None:
+        self._job = job
+
+    async def update_progress(self, value: object) -> None:
+        self._job.record = self._job.record._replace(progress=encode(value, None, what="progress"))
+
+    def add_log(self, message: str) -> None:
+        """Drop it: nobody can read the log of a job that is stored nowhere."""
 
 
 def _instant(ms: int | None) -> datetime | None:

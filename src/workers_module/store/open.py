@@ -139,6 +139,20 @@ def migrations_sql(kind: StoreKind, *, after: int = 0, up_to: int | None = None,
             assert_never(kind)
 
 
+async def drop_store(store: Store) -> None:
+    """Delete everything an open store keeps under its key prefix or in its schema; where it has neither, its queues.
+
+    Other prefixes and schemas of the server are not touched.
+    """
+    drop = getattr(store, "drop", None)
+    if drop is not None:
+        await drop()
+        return
+    for queue in await store.queues():
+        while not await store.obliterate(queue, force=True):
+            pass
+
+
 async def migrations_status(url: str) -> MigrationStatus:
     """Return which migrations the database behind a URL has, and which this code knows; nothing is changed.
 

@@ -1,4 +1,7 @@
-"""The pytest plugin: a fixture and two markers. It does nothing in test suites that do not use them."""
+"""The pytest plugin: a fixture and two markers. It does nothing in test suites that do not use them.
+
+The fixture goes with AnyIO's own plugin and with pytest-asyncio, in every mode of either, also side by side.
+"""
 
 from collections.abc import AsyncIterator
 from typing import Any
@@ -7,13 +10,17 @@ import pytest
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Describe the markers."""
-    config.addinivalue_line("markers", "store(kind): the store of the fixture `workers`: memory, sqlite, or a URL")
+    """Describe the markers, and serve pytest-asyncio where it is at work."""
+    config.addinivalue_line("markers", "store(kind): the store of the fixture `workers`: memory, sqlite, redis, a URL")
     config.addinivalue_line("markers", "workers_mode(mode): the mode of the fixture `workers`: foreground_blocking, …")
+    if _has_pytest_asyncio(config):
+        from workers_module.testing import asyncio_plugin  # noqa: PLC0415 - needs pytest-asyncio
+
+        config.pluginmanager.register(asyncio_plugin, "workers_module_asyncio")
 
 
 @pytest.fixture
-async def workers(request: pytest.FixtureRequest) -> AsyncIterator[Any]:
+def workers(request: pytest.FixtureRequest) -> Any:
     """A `WorkerTest` over the project's own fixture ``worker_providers``: a provider, or a sequence of them.
 
     Example:
@@ -29,19 +36,20 @@ async def workers(request: pytest.FixtureRequest) -> AsyncIterator[Any]:
                 await workers.dispatcher.perform_later(EmailProcessor.welcome, Welcome(to="ada@example.com"))
                 assert await workers.drain() == 1
     """
-    # Nothing of the package is loaded in a suite that does not ask for it.
-    from workers_module.testing.harness import worker_test  # noqa: PLC0415
+    # Each async plugin only runs fixtures that are marked as its own, on the loop of the test that asks.
+    on_anyio = "anyio_backend" in request.fixturenames or not _has_pytest_asyncio(request.config)
+    return request.getfixturevalue("_workers_on_anyio" if on_anyio else "_workers_on_asyncio")
 
-    given: Any = request.getfixturevalue("worker_providers")
-    providers: list[Any] = [*given] if isinstance(given, list | tuple) else [given]  # pyright: ignore[reportUnknownVariableType]
-    async with worker_test(*providers, store=_argument(request, "store"), mode=_argument(request, "workers_mode")) as t:
+
+@pytest.fixture
+async def _workers_on_anyio(request: pytest.FixtureRequest) -> AsyncIterator[Any]:
+    # Nothing of the package is loaded in a suite that does not ask for it.
+    from workers_module.testing.fixture import worker_test_of  # noqa: PLC0415
+
+    async for t in worker_test_of(request):
         yield t
 
 
-def _argument(request: pytest.FixtureRequest, marker: str) -> str | None:
-    found = request.node.get_closest_marker(marker)
-    if found is None:
-        return None
-    if len(found.args) != 1:
-        raise pytest.UsageError(f"@pytest.mark.{marker} takes one argument")
-    return str(found.args[0])
+def _has_pytest_asyncio(config: pytest.Config) -> bool:
+    # By its entry point, or by its module after `-p`.
+    return any(map(config.pluginmanager.hasplugin, ("asyncio", "pytest_asyncio.plugin")))

@@ -4,6 +4,7 @@ import asyncio
 import inspect
 import logging
 import math
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, assert_never
@@ -224,6 +225,10 @@ class Executor:
 
     async def _execute(self, run: Run) -> None:
         run.task = task = asyncio.current_task()
+        run.began = time.perf_counter()
+        if _log.isEnabledFor(logging.DEBUG):
+            record = run.claimed.record
+            _log.debug("job %s (%s.%s) started", record.id, record.queue, record.name, extra=_fields(record))
         cancels_before = task.cancelling() if task is not None else 0
         self._watch.add(run)
         outcome: Outcome | None
@@ -392,7 +397,7 @@ class Executor:
         run.ended = True
         run.outcome = outcome
         run.context.leave()
-        _report(run.claimed.record, outcome)
+        _report(run, outcome)
         if run.on_end is not None:
             run.on_end(run)
 
@@ -405,17 +410,22 @@ async def _flush(context: JobContext) -> None:
         _log.warning("job %s: its last log lines are not stored: %s", context.job_or_bare.id, error)
 
 
-def _report(record: JobRecord, outcome: Outcome | None) -> None:
+def _fields(record: JobRecord) -> dict[str, object]:
+    return {
+        "queue": record.queue,
+        "job_id": record.id,
+        "job_name": record.name,
+        "attempt": record.attempts_made + 1,
+    }
+
+
+def _report(run: Run, outcome: Outcome | None) -> None:
     level = logging.WARNING if isinstance(outcome, Failed) else logging.INFO
     if not _log.isEnabledFor(level):
         return
     name = type(outcome).__name__.lower() if outcome is not None else "lost"
     reason = f": {outcome.reason}" if isinstance(outcome, Failed | Retry) else ""
-    extra = {
-        "queue": record.queue,
-        "job_id": record.id,
-        "job_name": record.name,
-        "attempt": record.attempts_made + 1,
-        "outcome": name,
-    }
+    record = run.claimed.record
+    took = round((time.perf_counter() - run.began) * 1_000)
+    extra = {**_fields(record), "duration_ms": took, "outcome": name}
     _log.log(level, "job %s (%s.%s) %s%s", record.id, record.queue, record.name, name, reason, extra=extra)

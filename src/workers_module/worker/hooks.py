@@ -51,7 +51,7 @@ class Hooks:
         listeners = self._matching(event)
         if not listeners:
             return
-        key = (event.queue, event.job.id if event.job is not None else None)
+        key = _job_of(event)
         before = self._last.get(key)
         task = asyncio.get_running_loop().create_task(
             _after(before, listeners, event), name=f"listeners of {event.name}"
@@ -65,8 +65,10 @@ class Hooks:
         task.add_done_callback(forget)
 
     async def deliver(self, event: WorkerEvent) -> None:
-        """Call the listeners now, and return when they are done."""
-        await _call_all(self._matching(event), event)
+        """Call the listeners now, after those of the job's earlier events, and return when they are done."""
+        listeners = self._matching(event)
+        if listeners:
+            await _after(self._last.get(_job_of(event)), listeners, event)
 
     async def idle(self) -> None:
         """Wait until every listener called so far is done."""
@@ -83,6 +85,10 @@ class Hooks:
     def _matching(self, event: WorkerEvent) -> list[Listener]:
         listeners = self._by_name.get(event.name)
         return [listener for listener in listeners if _hears(listener, event)] if listeners else []
+
+
+def _job_of(event: WorkerEvent) -> tuple[str, str | None]:
+    return event.queue, event.job.id if event.job is not None else None
 
 
 async def _after(before: asyncio.Task[None] | None, listeners: Sequence[Listener], event: WorkerEvent) -> None:

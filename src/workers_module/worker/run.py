@@ -53,10 +53,12 @@ class Run:
         outcome: How it ended; None before that, and when there is nothing to settle because the lease is lost.
         result: What the handler returned.
         error: What ended the attempt, as it was raised.
+        began: When it started, by `time.perf_counter`.
     """
 
     __slots__ = (
         "_owner",
+        "began",
         "claimed",
         "closing",
         "context",
@@ -92,6 +94,7 @@ class Run:
         self.outcome: Outcome | None = None
         self.result: Any = None
         self.error: BaseException | None = None
+        self.began = 0.0
 
     @property
     def lease_in_doubt(self) -> bool:

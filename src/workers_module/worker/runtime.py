@@ -115,6 +115,20 @@ class RuntimeSettings:
         )
         return ticker, LocalTicks(specs, plan.ticks, store=store, clock=clock, lock_ms=lock_ms)
 
+    def sweeper(self, store: Store, ticker: Ticker, hooks: Hooks) -> Sweeper:
+        """Return what sweeps the queues of a ticker."""
+        return Sweeper(
+            store,
+            ticker.queues,
+            hooks=hooks,
+            ticker=ticker,
+            interval_ms=self.sweep_interval_ms,
+            lease_ms=self.lease_ms,
+            max_crashes=self.max_crashes,
+            completed_age_ms=self.keep_completed.age_ms,
+            failed_age_ms=self.keep_failed.age_ms,
+        )
+
 
 class Runtime:
     """Runs a plan on a store.
@@ -316,7 +330,7 @@ class Runtime:
         )
         background.start_soon(self._leases.run, name="leases")
         if self._ticker.queues:
-            background.start_soon(self._sweeper().run, name="sweeper")
+            background.start_soon(self._settings.sweeper(self._store, self._ticker, self._hooks).run, name="sweeper")
         for queue, listeners in self._followed():
             follower = QueueEventFollower(self._store, queue, listeners)
             background.start_soon(follower.run, name=f"events of {queue}")
@@ -332,20 +346,6 @@ class Runtime:
     async def _tick(self) -> None:
         with self._ticking:
             await self._ticks.run()
-
-    def _sweeper(self) -> Sweeper:
-        settings = self._settings
-        return Sweeper(
-            self._store,
-            self._ticker.queues,
-            hooks=self._hooks,
-            ticker=self._ticker,
-            interval_ms=settings.sweep_interval_ms,
-            lease_ms=settings.lease_ms,
-            max_crashes=settings.max_crashes,
-            completed_age_ms=settings.keep_completed.age_ms,
-            failed_age_ms=settings.keep_failed.age_ms,
-        )
 
     def _followed(self) -> Iterator[tuple[str, list[Listener]]]:
         by_queue: dict[str, list[Listener]] = defaultdict(list)

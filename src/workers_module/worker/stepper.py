@@ -1,7 +1,10 @@
 """Runs what is due in the caller's own task: for tests, and for the testing kit."""
 
+from typing import Final
+
 from workers_module.errors import JobFailedError, LeaseLostError, ScheduleError
 from workers_module.job.outcome import Release
+from workers_module.job.state import READY, JobState
 from workers_module.store.base import Claimed, Settle, SettleCode, Step, Store
 from workers_module.worker.executor import Executor
 from workers_module.worker.handler import WorkPlan
@@ -9,15 +12,19 @@ from workers_module.worker.hooks import Hooks
 from workers_module.worker.intake import ConsumerSettings, Intake, Tokens, Unrun
 from workers_module.worker.locks import RunLocks
 from workers_module.worker.run import Run
+from workers_module.worker.sweeper import Sweeper
 from workers_module.worker.ticker import Ticker
 from workers_module.worker.ticks import LocalTicks
+
+_PAGE: Final = 1_000
 
 
 class Stepper:
     """Runs everything that is due, one job at a time.
 
-    The same decisions, schedules and settling as `Consumer`, without its loop, leases and waiting: meant for a store
-    whose clock stands still meanwhile.
+    The same decisions, schedules and settling as `Consumer`, without its loop, renewals and waiting: meant for a store
+    whose clock stands still meanwhile. Unless the settings name tags it takes every job, whatever its tags: it stands
+    for all workers there are.
     """
 
     def __init__(
@@ -30,6 +37,7 @@ class Stepper:
         settings: ConsumerSettings,
         ticker: Ticker,
         ticks: LocalTicks | None = None,
+        sweeper: Sweeper | None = None,
     ) -> None:
         """Prepare; the ticker's `prepare` and the ticks' `begin` are called by `begin`.
 
@@ -41,6 +49,7 @@ class Stepper:
             settings: As a consumer's.
             ticker: Asked about the jobs of schedules.
             ticks: What fires past the store.
+            sweeper: Brings back what others have abandoned.
         """
         self._store = store
         self._queues = [(queue, Intake(queue, executor, settings)) for queue in plan.queues]
@@ -49,6 +58,8 @@ class Stepper:
         self._settings = settings
         self._ticker = ticker
         self._ticks = ticks
+        self._sweeper = sweeper
+        self._tags: dict[str, set[str]] = {queue.queue: set() for queue in plan.queues}
         self._tokens = Tokens()
         self._wake_at: int | None = None
 
@@ -66,23 +77,59 @@ class Stepper:
 
     async def run_due(self) -> int:
         """Run everything that is due, and what that makes due in turn; how many handlers and ticks ran."""
+        if self._sweeper is not None:
+            await self._sweeper.sweep_all()
         ran = 0
         while True:
             ticked = await self._ticks.run_due() if self._ticks is not None else 0
             claimed = 0
             self._wake_at = None
             for queue, intake in self._queues:
-                reply = await self._store.step(self._request(queue.queue, take=1))
-                if reply.wake_at is not None:
-                    self._wake_at = min(reply.wake_at, self._wake_at or reply.wake_at)
-                for job in reply.jobs:
-                    claimed += 1
-                    ran += await self._run_one(intake, job, reply.now)
+                for tags in self._shares(queue.queue):
+                    reply = await self._store.step(self._request(queue.queue, take=1, tags=tags))
+                    self._wake_by(reply.wake_at)
+                    for job in reply.jobs:
+                        claimed += 1
+                        ran += await self._run_one(intake, job, reply.now)
             ran += ticked
             # What runs told of meanwhile, such as progress.
             await self._hooks.idle()
-            if not claimed and not ticked:
-                return ran
+            if not claimed and not ticked and not await self._finds_tags():
+                break
+        await self._wake_for_sweeps()
+        return ran
+
+    def _shares(self, queue: str) -> list[tuple[str, ...]]:
+        """Return the tags of each claim that together bring every job of a queue."""
+        if self._settings.tags:
+            return [self._settings.tags]
+        tags = self._tags[queue]
+        return [(), tuple(sorted(tags))] if tags else [()]
+
+    async def _finds_tags(self) -> bool:
+        """Look at what was left for tags that no claim has asked for yet."""
+        found = False
+        for queue, known in self._tags.items() if not self._settings.tags else ():
+            start, more = 0, True
+            while more:
+                page = await self._store.page(queue, (*READY, JobState.DELAYED), start=start, limit=_PAGE)
+                tags = {tag for record in page.items for tag in record.tags}
+                found = found or not tags <= known
+                known.update(tags)
+                start += len(page.items)
+                more = bool(page.items) and start < page.total
+        return found
+
+    async def _wake_for_sweeps(self) -> None:
+        """Let the next sweep be waited for where a job is active: nobody here runs one now."""
+        if self._sweeper is None:
+            return
+        counts = await self._store.counts([queue.queue for queue, _ in self._queues])
+        if any(one.active for one in counts):
+            self._wake_by(await self._store.now() + self._sweeper.interval_ms)
+
+    def _wake_by(self, at: int | None) -> None:
+        self._wake_at = min((one for one in (at, self._wake_at) if one is not None), default=None)
 
     async def _run_one(self, intake: Intake, claimed: Claimed, now: int) -> bool:
         decision = intake.decide(claimed, now)
@@ -123,7 +170,9 @@ class Stepper:
                 record = item.claimed.record
                 raise LeaseLostError(f"job {record.id} of queue {record.queue!r} was taken over ({code.value})")
 
-    def _request(self, queue: str, *, take: int = 0, outcomes: list[Settle] | None = None) -> Step:
+    def _request(
+        self, queue: str, *, take: int = 0, tags: tuple[str, ...] = (), outcomes: list[Settle] | None = None
+    ) -> Step:
         return Step(
             queue=queue,
             worker=self._settings.worker,
@@ -131,6 +180,6 @@ class Stepper:
             outcomes=outcomes or [],
             take=take,
             lease_ms=self._settings.lease_ms,
-            tags=self._settings.tags,
+            tags=tags,
             metrics=self._settings.metrics,
         )

@@ -38,7 +38,7 @@ class Sweeper:
         self._queues = queues
         self._hooks = hooks
         self._ticker = ticker
-        self._interval_ms = interval_ms
+        self.interval_ms = interval_ms
         self._lease_s = lease_ms / 1_000
         self._requests = [
             Sweep(
@@ -59,7 +59,12 @@ class Sweeper:
             for request in self._requests:
                 await self._sweep_patiently(request)
             # A little apart from other processes, which then find the work done.
-            await anyio.sleep(self._interval_ms / 1_000 * random.uniform(0.9, 1.1))  # noqa: S311
+            await anyio.sleep(self.interval_ms / 1_000 * random.uniform(0.9, 1.1))  # noqa: S311
+
+    async def sweep_all(self) -> None:
+        """Sweep every queue once; an outage is the caller's."""
+        for request in self._requests:
+            await self.sweep(request)
 
     async def sweep(self, request: Sweep) -> None:
         """Sweep one queue until nothing is left to do, and pass on what was found."""
@@ -98,7 +103,7 @@ class Sweeper:
             # Leases are renewed every third, so that one may have had a third less to run when the store went away.
             return silent_s > self._lease_s / 2
         # Longer than the pause between two sweeps explains: this process, or the whole machine, stood still.
-        return silent_s > max(self._lease_s, 2 * self._interval_ms / 1_000)
+        return silent_s > max(self._lease_s, 2 * self.interval_ms / 1_000)
 
     async def _let_holders_renew(self) -> None:
         # Nobody could renew while the store was away: leases that lapsed then say nothing about their holders.

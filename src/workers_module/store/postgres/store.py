@@ -556,6 +556,10 @@ class PostgresStore:
         empty: bool = row["empty"]
         return empty
 
+    async def drop(self) -> None:
+        """Delete the schema with everything in it; the store can only be closed, or opened again, afterwards."""
+        await self._fetch(f'DROP SCHEMA IF EXISTS "{self._schema}" CASCADE')
+
     # --- schedules, locks, workers, events ----------------------------------------------------------------------------
 
     async def schedules(

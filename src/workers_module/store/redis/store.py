@@ -731,6 +731,16 @@ class RedisStore:
                 await servers.ask(piece[0], ("UNLINK", *piece))
         return True
 
+    async def drop(self) -> None:
+        """Delete every key under this store's prefix, whoever wrote it."""
+        self._listed = None
+        servers = self._open_servers()
+        for links in await servers.each():
+            found = [key async for key in self._scan(links, self._keys.pattern(suffix="*"))]
+            for piece in _pieces(found):
+                for reply in await servers.run(links, [("UNLINK", key) for key in piece]):
+                    servers.answer(reply, links)
+
     # schedules, locks, workers, events
 
     async def schedules(
