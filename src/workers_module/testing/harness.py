@@ -88,8 +88,7 @@ class WorkerTest:
 
         Args:
             raise_errors: Raise the error of the first job that failed for good, once all have run; False leaves it to
-            be
-                looked at with `jobs`.
+                be looked at with `jobs`.
 
         Returns:
             How many handlers and ticks ran.
@@ -188,11 +187,13 @@ async def worker_test(
 
     Args:
         providers: The application's own. Without a `WorkersModule` among them one is added for ``queues`` and
-        ``processors``. processors: Decorated classes and functions, when there is no root. queues: Queue classes and
-        names, when there is no root. overrides: Objects to be used in place of what the providers make, by dependency
-        key. mode: ``"foreground_blocking"`` runs jobs where they are enqueued; else they wait for `WorkerTest.drain`.
-        store: ``"memory"``, or ``"sqlite"`` for a real one in a file of its own, or the URL of a store. truncate:
-        Delete everything in the store first.
+            ``processors``.
+        processors: Decorated classes and functions, when there is no root.
+        queues: Queue classes and names, when there is no root.
+        overrides: Objects to be used in place of what the providers make, by dependency key.
+        mode: ``"foreground_blocking"`` runs jobs where they are enqueued; else they wait for `WorkerTest.drain`.
+        store: ``"memory"``, or ``"sqlite"`` for a real one in a file of its own, or the URL of a store.
+        truncate: Delete everything in the store first.
 
     Raises:
         dishka.exceptions.NothingOverriddenError: Nothing provides a key of ``overrides``.
