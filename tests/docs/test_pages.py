@@ -38,6 +38,7 @@ def redis_url(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def postgres_url(monkeypatch: pytest.MonkeyPatch) -> None:
     url, schema = empty_schema()
+    monkeypatch.setenv("DATABASE_URL", url)
     monkeypatch.setenv("QUEUE_URL", f"{url}{'&' if '?' in url else '?'}schema={schema}")
 
 
