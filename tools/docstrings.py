@@ -7,8 +7,8 @@ from typing import Any, Final
 
 import griffe
 
-_PUBLIC: Final = Path(__file__).parents[1] / "src/workers_module/__init__.pyi"
-_NAMES: Final = frozenset(re.findall(r"^from \S+ import \w+ as (\w+)$", _PUBLIC.read_text(encoding="utf-8"), re.M))
+_PUBLIC: Final = (Path(__file__).parents[1] / "src/workers_module/__init__.pyi").read_text(encoding="utf-8")
+_NAMES: Final = frozenset(re.findall(r"(?m)^from \S+ import \w+ as (\w+)$", _PUBLIC))
 _NAME: Final = re.compile(r"(?<![`\[])`(?P<name>\w+)(?P<rest>(?:\.\w+)?)`(?!`)")
 _LITERAL: Final = re.compile(r"(?m)^(?P<indent> *)::\n\n(?P<code>(?:(?P=indent) +.*\n?|\n)+)")
 

@@ -6,6 +6,7 @@ The pages are made before each build of the documentation and are not kept, so t
 import re
 import sys
 from collections.abc import Iterator, Sequence
+from html import escape
 from pathlib import Path
 from typing import Any, Final
 
@@ -34,7 +35,8 @@ They stand before or behind the command.
 _SETTINGS: Final = """\
 # Settings
 
-Every setting is an environment variable. Durations have a unit: `500ms`, `30s`, `5m`, `2h`, `1d`. Lists are separated by commas.
+Every setting is an environment variable. Durations have a unit: `500ms`, `30s`, `5m`, `2h`, `1d`.
+Lists are separated by commas.
 
 Strongest first:
 
@@ -45,14 +47,16 @@ Strongest first:
 5. files in `/run/secrets`, named like the variable
 6. the default
 
-A fault stops the start. It names the variable, and all faults are told at once. A `WORKERS_…` variable that is not below is warned of.
+A fault stops the start. It names the variable, and all faults are told at once.
+A `WORKERS_…` variable that is not below is warned of.
 
 ```console
 $ workers config show --changed
 $ workers config env > .env.example
 ```
 
-In code a setting is a field of `WorkersSettings`: `WorkersSettings(queue={"uri": "sqlite:///jobs.db"}, job_timeout="2m")`.
+In code a setting is a field of `WorkersSettings`:
+`WorkersSettings(queue={"uri": "sqlite:///jobs.db"}, job_timeout="2m")`.
 In TOML it has the same path: `job_timeout = "2m"`, and `[queue]` with `uri = "sqlite:///jobs.db"`.
 
 """
@@ -91,30 +95,36 @@ def _options(context: Any, params: Sequence[Any]) -> str:
             rows.append(record)
     if not rows:
         return ""
-    table = [f"| `{_cell(name)}` | {_text(help)} |" for name, help in rows]
-    return "\n".join(["| option | what it does |", "| --- | --- |", *table, ""])
+    table = [f"| `{_cell(name)}` | {_text(text)} |" for name, text in rows]
+    return _framed(["| option | what it does |", "| --- | --- |", *table])
 
 
 def settings() -> str:
     """Return the page on settings."""
     known = {variable.name: variable for variable in variables()}
-    lines: list[str] = []
+    parts: dict[str, list[str]] = {}
+    rows: list[str] = []
     for line in env_example().splitlines():
         if title := _TITLE.fullmatch(line):
-            lines += ["", f"## {title[1]}", "", "| variable | field | default | meaning |", "| --- | --- | --- | --- |"]
+            rows = parts[title[1]] = ["| variable | default | meaning |", "| --- | --- | --- |"]
         elif assigned := _ASSIGNED.match(line):
-            lines.append(_setting(known.pop(assigned[1])))
+            rows.append(_setting(known.pop(assigned[1])))
     if known:
         raise ValueError(f"{', '.join(known)}: left out by `workers config env`")
-    return f"{_MADE}\n{_SETTINGS}" + "\n".join(lines).strip() + "\n"
+    return f"{_MADE}\n{_SETTINGS}" + "\n".join(f"## {title}\n\n{_framed(rows)}" for title, rows in parts.items())
 
 
 def _setting(variable: Variable) -> str:
     others = [name for name in variable.names if name != variable.name]
     also = f"; also `{'`, `'.join(others)}`" if others else ""
     default = f"`{_cell(variable.default)}`" if variable.default else ""
-    meaning = _text(variable.description) + also
-    return f"| `{variable.name}` | `{variable.path}` | {default} | {meaning} |"
+    meaning = f"{_text(variable.description)}{also}; field `{variable.path}`"
+    return f"| `{variable.name}` | {default} | {meaning} |"
+
+
+def _framed(table: Sequence[str]) -> str:
+    """Return a table as the style sheet knows it."""
+    return "\n".join(['<div class="reference" markdown>', "", *table, "", "</div>", ""])
 
 
 def _cell(text: str) -> str:
@@ -123,7 +133,7 @@ def _cell(text: str) -> str:
 
 def _text(text: str | None) -> str:
     """Return a help text as a line of Markdown."""
-    return re.sub(r"([|<>*_\[\]])", r"\\\1", " ".join((text or "").split()))
+    return re.sub(r"([|*_\[\]])", r"\\\1", escape(" ".join((text or "").split()), quote=False))
 
 
 def main(folder: Path) -> None:

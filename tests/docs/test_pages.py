@@ -27,7 +27,13 @@ ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 MADE = {DOCS / "reference/commands.md", DOCS / "reference/settings.md"}
 PAGES = [page for page in sorted(DOCS.rglob("*.md")) if page not in MADE]
-by_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS)))
+
+
+def name_of(page: Path) -> str:
+    return str(page.relative_to(DOCS))
+
+
+by_page = pytest.mark.parametrize("page", PAGES, ids=name_of)
 
 
 def redis_url(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,8 +58,6 @@ SERVERS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
 @pytest.fixture
 def module(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     """A page's blocks in one module."""
-    if page.name == "tutorial.md":
-        pytest.skip("its blocks are files; test_tutorial plays it")
     monkeypatch.chdir(tmp_path)
     name = f"page_{page.stem.replace('-', '_')}"
     yield execute(page, name)
@@ -69,12 +73,13 @@ def run(function: Callable[[], Any]) -> None:
     asyncio.run(call())
 
 
-@by_page
+# The tutorial's blocks are files; test_tutorial plays it.
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "tutorial.md"], ids=name_of)
 def test_its_python_runs(page: Path, module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in list(vars(module).items()):
         if name.startswith("test_"):
             run(value)
-    if server := SERVERS.get(str(page.relative_to(DOCS))):
+    if server := SERVERS.get(name_of(page)):
         server(monkeypatch)
         run(module.main)
 
@@ -153,4 +158,4 @@ def test_every_page_is_in_the_navigation() -> None:
 
     nav = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["nav"]
 
-    assert sorted(pages(nav)) == sorted(str(page.relative_to(DOCS)) for page in {*PAGES, *MADE})
+    assert sorted(pages(nav)) == sorted(map(name_of, {*PAGES, *MADE}))

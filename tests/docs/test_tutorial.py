@@ -1,4 +1,4 @@
-"""The tutorial, done step by step as its reader would: the files are written, the commands run, and say what it says."""
+"""The tutorial, done step by step as its reader would: files are written, commands run, and say what it says."""
 
 import importlib
 import logging
@@ -48,9 +48,7 @@ def plain(line: str) -> str:
 
 
 def says(output: str, expected: list[str]) -> bool:
-    pattern = "".join(
-        r"(?:.*\n)*?" if line.strip() == ANYTHING else f"{re.escape(plain(line))}\n" for line in expected
-    )
+    pattern = "".join(r"(?:.*\n)*?" if line.strip() == ANYTHING else f"{re.escape(plain(line))}\n" for line in expected)
     return re.fullmatch(pattern, "".join(f"{plain(line)}\n" for line in output.splitlines())) is not None
 
 
@@ -82,7 +80,8 @@ class Reader:
             timeout=60,
             check=False,
         )
-        assert words[0] == "python" and done.returncode == 0, f"{line}\n{done.stdout}"
+        assert words[0] == "python"
+        assert done.returncode == 0, f"{line}\n{done.stdout}"
         return done.stdout
 
     def _run_here(self, words: list[str]) -> str:
