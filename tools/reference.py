@@ -1,4 +1,4 @@
-"""Write the pages on commands and settings from the code: ``python -m tools.reference docs/reference``.
+"""Write the pages on commands, settings and patterns from the code: ``python -m tools.reference docs/reference``.
 
 The pages are made before each build of the documentation and are not kept, so they cannot fall behind.
 """
@@ -14,6 +14,7 @@ import typer
 
 from workers_module.cli.app import app
 from workers_module.cli.config import env_example
+from workers_module.job.schedule import CronExpression
 from workers_module.settings import Variable, variables
 
 _TITLE: Final = re.compile(r"# ---- (.*) ----")
@@ -58,6 +59,14 @@ $ workers config env > .env.example
 In code a setting is a field of `WorkersSettings`:
 `WorkersSettings(queue={"uri": "sqlite:///jobs.db"}, job_timeout="2m")`.
 In TOML it has the same path: `job_timeout = "2m"`, and `[queue]` with `uri = "sqlite:///jobs.db"`.
+
+"""
+
+_EXPRESSIONS: Final = """\
+# Cron expressions
+
+`@cron(CronExpression.EVERY_10_SECONDS)` is `@cron("*/10 * * * * *")`.
+Names and patterns are those of `@nestjs/schedule`. See [Schedules and time zones](../how-to/schedules.md).
 
 """
 
@@ -114,6 +123,12 @@ def settings() -> str:
     return f"{_MADE}\n{_SETTINGS}" + "\n".join(f"## {title}\n\n{_framed(rows)}" for title, rows in parts.items())
 
 
+def cron_expressions() -> str:
+    """Return the page on patterns that have a name."""
+    rows = [f"| `{one.name}` | `{one.value}` |" for one in CronExpression]
+    return f"{_MADE}\n{_EXPRESSIONS}{_framed(['| name | pattern |', '| --- | --- |', *rows])}"
+
+
 def _setting(variable: Variable) -> str:
     others = [name for name in variable.names if name != variable.name]
     also = f"; also `{'`, `'.join(others)}`" if others else ""
@@ -141,6 +156,7 @@ def main(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "commands.md").write_text(commands(), encoding="utf-8")
     (folder / "settings.md").write_text(settings(), encoding="utf-8")
+    (folder / "cron-expressions.md").write_text(cron_expressions(), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -18,14 +18,15 @@ import workers_module
 import workers_module.testing
 from tests.pages import Block, blocks, execute
 from tests.servers import empty_schema, shared_redis
-from tools.reference import commands, settings
+from tools.reference import commands, cron_expressions, settings
+from workers_module import CronExpression
 from workers_module.cli.app import NOUNS, app
 from workers_module.cli.options import HOISTED
 from workers_module.settings import variables
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
-MADE = {DOCS / "reference/commands.md", DOCS / "reference/settings.md"}
+MADE = {DOCS / f"reference/{name}.md" for name in ("commands", "cron-expressions", "settings")}
 PAGES = [page for page in sorted(DOCS.rglob("*.md")) if page not in MADE]
 
 
@@ -132,6 +133,12 @@ class TestReference:
 
         for variable in variables():
             assert page.count(f"| `{variable.name}` |") == 1
+
+    def test_has_every_pattern(self) -> None:
+        page = cron_expressions()
+
+        for expression in CronExpression:
+            assert f"| `{expression.name}` | `{expression.value}` |" in page
 
     def test_describes_every_public_name_once(self) -> None:
         text = "".join(page.read_text(encoding="utf-8") for page in sorted((DOCS / "reference/api").glob("*.md")))
