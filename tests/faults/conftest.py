@@ -47,7 +47,9 @@ class Size:
 
 @pytest.fixture
 def size() -> Size:
-    return Size(full=True, lease_ms=3_000, sweep_ms=2_000) if SEEDS else Size(full=False, lease_ms=2_000, sweep_ms=1_000)
+    return (
+        Size(full=True, lease_ms=3_000, sweep_ms=2_000) if SEEDS else Size(full=False, lease_ms=2_000, sweep_ms=1_000)
+    )
 
 
 @pytest.fixture(params=[int(word) for word in SEEDS or ["1"]], ids=lambda seed: f"seed{seed}")
