@@ -10,7 +10,7 @@ ARGS ?=
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-slow faults soak faults check format format-check lint types contracts bench bench-embedded bench-redis bench-postgres clean
+.PHONY: help demo test test-all test-slow faults soak faults check format format-check lint types contracts docs docs-serve bench bench-embedded bench-redis bench-postgres clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,6 +30,9 @@ $(VENV)/.installed-test: pyproject.toml
 $(VENV)/.installed-dev: pyproject.toml
 	$(call install,dev)
 	@touch $(VENV)/.installed-test
+
+$(VENV)/.installed-docs: pyproject.toml
+	$(call install,docs)
 
 demo: $(VENV)/.installed-test ## run the example application on a fresh SQLite file
 	@rm -rf .cache/demo && mkdir -p .cache/demo
@@ -76,6 +79,14 @@ types: $(VENV)/.installed-dev ## mypy and pyright, both strict
 
 contracts: $(VENV)/.installed-dev ## which way imports may run
 	$(BIN)/lint-imports --no-logo
+
+docs: $(VENV)/.installed-docs ## build the documentation into build/site; a broken link fails
+	$(BIN)/python -m tools.reference docs/reference
+	$(BIN)/zensical build --clean --strict
+
+docs-serve: $(VENV)/.installed-docs ## show the documentation, and changes to it as they are made
+	$(BIN)/python -m tools.reference docs/reference
+	$(BIN)/zensical serve
 
 # Peers have virtual environments of their own; ARGS go to the runner (--rounds 5, -n 50000).
 PEERS := cd benchmarks/peers && BENCH_HOME=$(abspath .cache/bench)

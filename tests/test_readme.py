@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
@@ -11,18 +10,15 @@ from types import ModuleType
 
 import pytest
 
+from tests.pages import blocks, execute
+
 README = Path(__file__).parent.parent / "README.md"
-BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+BLOCKS = [block.text for block in blocks(README, "python")]
 
 
 @pytest.fixture(scope="module")
 def page() -> ModuleType:
-    """All blocks in one module, in order, as a reader pastes them one below the other."""
-    module = ModuleType("readme_page")
-    sys.modules[module.__name__] = module
-    for number, block in enumerate(BLOCKS):
-        exec(compile(block, f"README.md block {number}", "exec"), vars(module))  # the README is ours
-    return module
+    return execute(README, "readme_page")
 
 
 def test_every_block_runs(page: ModuleType) -> None:

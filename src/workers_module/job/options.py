@@ -226,22 +226,38 @@ class JobOptions(TypedDict, total=False):
     attempts: int
     """Runs allowed in all; 1 unless given."""
     backoff: Backoff | Mapping[str, Any]
+    """How long a failed job waits before its next attempt; not at all unless given."""
     delay: Duration
+    """Not before so long from now."""
     run_at: datetime
+    """Not before this instant, which has a time zone; in place of ``delay``."""
     priority: int
     """1 goes first, 2,097,151 last; 0 means none and goes before all."""
     lifo: bool
+    """Goes to the head of the queue, before those that wait already."""
     job_id: str
+    """A name of your own; a job that has it already is returned in place of a second one."""
     deduplication: Dedup | Mapping[str, Any]
+    """One job for several calls."""
     repeat: Repeat | Mapping[str, Any]
+    """Comes again and again."""
     timeout: Duration | None
+    """The limit of a run; None for none, the setting's unless given."""
     tags: Sequence[str]
+    """Only workers with one of these tags take the job; without tags, only workers without."""
     remove_on_complete: bool | int | KeepJobs | Mapping[str, Any]
+    """True removes the record at once, False keeps all, a number the newest so many; the setting's unless given."""
     remove_on_fail: bool | int | KeepJobs | Mapping[str, Any]
+    """The same for a job that failed for good."""
     keep_logs: int
+    """At most so many lines of its log are kept, the newest."""
     on_crash: OnCrash
+    """``retry`` runs the job again when its worker died, ``fail`` ends it: at most one run."""
     parent: ParentRef
+    """The job that waits for this one."""
     on_failure: OnFailure
+    """What a failed child does to its parent: ``fail_parent`` (unless given), ``continue_parent`` runs it at once,
+    ``ignore`` counts the child as done, ``remove`` forgets the child."""
 
 
 OPTION_NAMES: Final[tuple[str, ...]] = tuple(JobOptions.__annotations__)
