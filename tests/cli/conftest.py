@@ -52,6 +52,10 @@ class Cli:
         return str(told["id"])
 
 
+_MADE: dict[str, bytes] = {}
+"""Files of stores, made once."""
+
+
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty folder to work in; what commands do to this process is undone."""
@@ -71,8 +75,14 @@ def bare(here: Path, monkeypatch: pytest.MonkeyPatch) -> Cli:
 
 @pytest.fixture
 def url(here: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The address of an empty store in a file, which commands work on."""
     address = f"sqlite:///{here}/jobs.db"
     monkeypatch.setenv("QUEUE_URL", address)
+    file = here / "jobs.db"
+    if "empty" not in _MADE:
+        Cli().ok("migrations up")
+        _MADE["empty"] = file.read_bytes()
+    file.write_bytes(_MADE["empty"])
     return address
 
 
@@ -82,9 +92,6 @@ def cli(url: str, monkeypatch: pytest.MonkeyPatch) -> Cli:
     monkeypatch.setenv("WORKERS_APP", TARGET)
     monkeypatch.syspath_prepend(str(HERE))
     return Cli()
-
-
-_MADE: dict[str, bytes] = {}
 
 
 @pytest.fixture

@@ -265,7 +265,8 @@ class TestConfig:
 
 
 class TestMigrations:
-    def test_status_up_and_sql(self, cli: Cli, here: Path) -> None:
+    def test_status_up_and_sql(self, cli: Cli, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("QUEUE_URL", "sqlite:///fresh.db")
         missing = cli("migrations status --json")
         assert (missing.code, missing.json["schema"]) == (5, 0)
 

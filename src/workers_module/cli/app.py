@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Callable, Coroutine, Mapping, MutableMapping
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any, Final, TypeVar, cast
+from typing import Annotated, Any, Final, TypeVar
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -134,17 +134,15 @@ def report(error: BaseException) -> int:
 
     A group of errors, as task groups raise, is told by its first one.
     """
-    from workers_module.cli.failures import code_of, text_of  # noqa: PLC0415 - they cost time to import
+    from workers_module.cli.failures import first_of, told  # noqa: PLC0415 - they cost time to import
     from workers_module.cli.output import clean  # noqa: PLC0415
 
-    while isinstance(error, BaseExceptionGroup):
-        error = cast("BaseExceptionGroup[BaseException]", error).exceptions[0]
     if options().verbose:
-        sys.stderr.write(clean("".join(traceback.format_exception(error)), keep="\n"))
-    code = code_of(error)
-    if text := text_of(error):
-        sys.stderr.write(f"error: {clean(text, keep=chr(10))}\n")
-    return int(code)
+        sys.stderr.write(clean("".join(traceback.format_exception(first_of(error))), keep="\n"))
+    code, text = told(error)
+    if text:
+        sys.stderr.write(f"{clean(text, keep=chr(10))}\n")
+    return code
 
 
 app: Final = typer.Typer(

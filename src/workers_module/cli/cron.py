@@ -100,7 +100,7 @@ async def resume(name: Name) -> None:
 @face.command()
 async def sync() -> None:
     """Write the schedules that the application declares, and remove those it no longer does; workers do so at start."""
-    async with opened(app=True) as session:
+    async with opened(app=True, new=True) as session:
         before = {*await session.scheduler.names()}
         await session.scheduler.sync()
         after = await session.scheduler.names()

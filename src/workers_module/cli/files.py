@@ -40,7 +40,7 @@ async def import_(
     dry_run: DryRun = False,
 ) -> None:
     """Put the jobs of a file back. It is checked whole before the first is written; what exists is left as it is."""
-    async with opened() as session:
+    async with opened(new=not dry_run) as session:
         report = await session.admin.import_(file, dry_run=dry_run, edited=edited)
     if report.refused:
         for one in report.refused[:_SHOWN]:

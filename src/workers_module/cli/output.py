@@ -221,6 +221,11 @@ def _styled(text: str) -> Text:
     return Text(text, style=_STATE_STYLES.get(text, "dim" if text in {"-", "0"} else ""))
 
 
+def tail(id: str, most: int = 16) -> str:
+    """Return an id, or the end of a long one: ids of schedules and of other programs differ there."""
+    return id if len(id) <= most else f"…{id[1 - most :]}"
+
+
 def some(count: int, what: str) -> str:
     """Return a count with its noun: ``1 job``, ``2 jobs``."""
     plural = f"{what}es" if what.endswith("ss") else f"{what}s"
@@ -261,10 +266,10 @@ def progress(label: str, total: int) -> Generator[Callable[[int], None]]:
 
 def span(ms: float) -> str:
     """Return a span of time as people say it: ``212 ms``, ``1.2 s``, ``4 h 40 min``."""
-    if ms < 1_000:
+    if round(ms) < 1_000:
         return f"{ms:.0f} ms"
     if ms < 10_000:
-        return f"{ms / 1_000:.1f} s"
+        return f"{ms / 1_000:.1f}".removesuffix(".0") + " s"
     seconds = round(ms / 1_000)
     units = (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1))
     for number, (unit, size) in enumerate(units):

@@ -4,6 +4,7 @@ import asyncio
 import inspect
 import logging
 import math
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, assert_never
@@ -45,6 +46,7 @@ from workers_module.worker.context import JobContext
 from workers_module.worker.eager import begin
 from workers_module.worker.handler import Call, Handler
 from workers_module.worker.hooks import Hooks
+from workers_module.worker.report import report
 from workers_module.worker.run import CancelReason, Run, Watch
 from workers_module.worker.verdict import Backoffs, Verdict, timed_out, unreadable
 
@@ -168,7 +170,9 @@ class Executor:
 
     def fail(self, claimed: Claimed, error: JobFailedError) -> Settle:
         """Return the end of a job that is not run at all: a deferred failure, an unknown name, unreadable data."""
-        return self._verdict.without_run(claimed, error)
+        settle = self._verdict.without_run(claimed, error)
+        report(claimed.record, settle.outcome, error)
+        return settle
 
     def refused(self, run: Run, code: SettleCode) -> Settle | None:
         """Return what to send next when the store refused a completion because of the job's children, else None."""
@@ -392,7 +396,7 @@ class Executor:
         run.ended = True
         run.outcome = outcome
         run.context.leave()
-        _report(run.claimed.record, outcome)
+        report(run.claimed.record, outcome, run.error, took_s=time.monotonic() - run.begun)
         if run.on_end is not None:
             run.on_end(run)
 
@@ -403,19 +407,3 @@ async def _flush(context: JobContext) -> None:
         await context.flush()
     except StoreError as error:
         _log.warning("job %s: its last log lines are not stored: %s", context.job_or_bare.id, error)
-
-
-def _report(record: JobRecord, outcome: Outcome | None) -> None:
-    level = logging.WARNING if isinstance(outcome, Failed) else logging.INFO
-    if not _log.isEnabledFor(level):
-        return
-    name = type(outcome).__name__.lower() if outcome is not None else "lost"
-    reason = f": {outcome.reason}" if isinstance(outcome, Failed | Retry) else ""
-    extra = {
-        "queue": record.queue,
-        "job_id": record.id,
-        "job_name": record.name,
-        "attempt": record.attempts_made + 1,
-        "outcome": name,
-    }
-    _log.log(level, "job %s (%s.%s) %s%s", record.id, record.queue, record.name, name, reason, extra=extra)

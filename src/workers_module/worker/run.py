@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import math
+import time
 from collections.abc import Callable
 from enum import StrEnum
 from typing import Any, Protocol
@@ -47,6 +48,7 @@ class Run:
         task: The task it runs in.
         on_end: Called once when the outcome stands; None for a run in its caller's task.
         reason: Why it was stopped from outside, or None.
+        begun: When it was started, of `time.monotonic`.
         closing: Whether the handler is done and only finalizers run.
         deadline: When the timer looks at it, in the loop's seconds.
         ended: Whether the outcome stands.
@@ -57,6 +59,7 @@ class Run:
 
     __slots__ = (
         "_owner",
+        "begun",
         "claimed",
         "closing",
         "context",
@@ -86,6 +89,7 @@ class Run:
         self.task: asyncio.Task[Any] | None = None
         self.on_end = on_end
         self.reason: CancelReason | None = None
+        self.begun = time.monotonic()
         self.closing = False
         self.deadline = math.inf
         self.ended = False
