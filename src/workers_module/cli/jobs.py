@@ -57,7 +57,7 @@ async def list_(
         emit([document(job) for job in found])
     else:
         heads = [
-            Column("id", shrinks=True),
+            Column("id", shrinks=True, keeps="end"),
             Column("queue"),
             Column("name", shrinks=True),
             Column("state"),

@@ -13,14 +13,15 @@ import anyio
 from workers_module.cli import banner, logs
 from workers_module.cli.failures import ExitCode
 from workers_module.cli.options import options
-from workers_module.cli.output import messages, say
+from workers_module.cli.output import messages, say, span
 from workers_module.cli.session import Session, opened
 from workers_module.cli.stopping import Stop
+from workers_module.clock import span_ms
 from workers_module.errors import ConfigurationError
 from workers_module.job.events import QueueEvent, WorkerEvent, WorkerEventName
 from workers_module.job.state import JobState
 from workers_module.module import run_workers
-from workers_module.settings import WorkersSettings, duration_text
+from workers_module.settings import WorkersSettings
 from workers_module.worker.handler import Listener
 from workers_module.worker.health import Health, serving
 from workers_module.worker.runtime import Workers
@@ -148,23 +149,20 @@ async def _tell(session: Session, workers: Workers, port: int | None, begun: flo
     """Tell people what runs here."""
     settings, out = session.settings, messages()
     rows = banner.worker_rows(session.registry, settings, workers.running)
-    now = await session.now()
+    crons = await banner.crons(session.registry, session.scheduler, workers.running, await session.now())
     lines = [
         banner.head(settings, session.info),
-        *banner.worker_lines(rows, settings, out.width),
-        *await banner.cron_lines(session.registry, session.scheduler, workers.running, now),
+        *banner.body(rows, crons if settings.cron else (), settings),
         f"  {banner.kept(settings)}",
     ]
     if settings.tags:
         lines.append(f"  only jobs with one of these tags: {', '.join(settings.tags)}")
     if port is not None:
         lines.append(f"  probes on http://{settings.health.host}:{port}/live, /ready and /startup")
-    grace = duration_text(settings.shutdown_grace)
-    lines.append(
-        f"Ready in {(time.monotonic() - begun) * 1_000:.0f} ms. "
-        f"Ctrl-C stops after running jobs end ({grace}); twice stops at once."
-    )
-    for line in lines:
+    took = span((time.monotonic() - begun) * 1_000)
+    grace = span(span_ms(settings.shutdown_grace))
+    lines.append(f"Ready in {took}. Ctrl-C stops after running jobs end ({grace}); twice stops at once.")
+    for line in banner.wrapped(lines, out.width) if out.is_terminal else lines:
         say(line)
 
 

@@ -50,10 +50,12 @@ class _Server(uvicorn.Server):
 
     async def serve(self, sockets: Any = None) -> None:
         """Serve until told to stop, or until the supervisor is gone."""
-        async with anyio.create_task_group() as group:
-            group.start_soon(self._follow_supervisor)
-            await super().serve(sockets)
-            group.cancel_scope.cancel()
+        # uvicorn puts its own in place of these, all but that of a closed terminal.
+        with self._stop.obeying(self.handle_exit):
+            async with anyio.create_task_group() as group:
+                group.start_soon(self._follow_supervisor)
+                await super().serve(sockets)
+                group.cancel_scope.cancel()
 
     async def _follow_supervisor(self) -> None:
         await self._stop.follow_supervisor()

@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Final
 
 import anyio
@@ -20,7 +21,7 @@ from workers_module.worker.runtime import Runtime, overseer
 LAST_S: Final = 1.0
 """What a stopping process has, over the grace and the time to kill, before it is ended hard (reliability §5.3)."""
 _STUCK: Final = "a handler does not end; the process is ended by force"
-_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
+_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _LOOK_S: Final = 0.5
 
 _log = logging.getLogger(__name__)
@@ -68,9 +69,14 @@ class Stop:
         self._loop.call_soon_threadsafe(self._hurry)
 
     @contextmanager
-    def obeying(self) -> Generator[None]:
-        """Obey signals meanwhile."""
-        before = {number: signal.signal(number, self.obey) for number in _SIGNALS}
+    def obeying(self, obey: Callable[[int, FrameType | None], None] | None = None) -> Generator[None]:
+        """Obey signals meanwhile, those of a closed terminal too unless this process is to outlive it (``nohup``).
+
+        Args:
+            obey: What is called in place of the method `obey`.
+        """
+        heard = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+        before = {number: signal.signal(number, obey or self.obey) for number in heard}
         try:
             yield
         finally:
