@@ -7,11 +7,16 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from typer.testing import CliRunner
 
+from tests.servers import empty_schema, shared_redis
 from workers_module.cli.app import app
+from workers_module.job.record import Token
+from workers_module.store.base import Step
+from workers_module.store.open import open_store
 
 HERE = Path(__file__).parents[2]
 TARGET = "tests.cli.shop:make_container"
@@ -52,6 +57,44 @@ class Cli:
         return str(told["id"])
 
 
+@dataclass(frozen=True)
+class Place:
+    """A store on some server, and commands on it."""
+
+    cli: Cli
+    url: str
+    prefix: str
+
+
+@pytest.fixture(
+    params=[pytest.param(kind, marks=getattr(pytest.mark, kind)) for kind in ("sqlite", "redis", "postgres")]
+)
+def place(request: pytest.FixtureRequest, here: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
+    """Commands on an empty store of each kind that other processes see, with the application of these tests."""
+    prefix = "bull"
+    match request.param:
+        case "redis":
+            address, prefix = shared_redis()
+            prefix = f"{prefix}-{uuid4().hex[:12]}"
+            monkeypatch.setenv("WORKERS_QUEUE__PREFIX", prefix)
+        case "postgres":
+            server, schema = empty_schema()
+            address = f"{server}{'&' if '?' in server else '?'}schema={schema}"
+        case _:
+            address = f"sqlite:///{here}/jobs.db"
+    monkeypatch.setenv("QUEUE_URL", address)
+    monkeypatch.setenv("WORKERS_APP", TARGET)
+    monkeypatch.syspath_prepend(str(HERE))
+    cli = Cli()
+    if request.param != "redis":
+        cli.ok("migrations up")
+    return Place(cli, address, prefix)
+
+
+_MADE: dict[str, bytes] = {}
+"""Files of stores, made once."""
+
+
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty folder to work in; what commands do to this process is undone."""
@@ -71,8 +114,14 @@ def bare(here: Path, monkeypatch: pytest.MonkeyPatch) -> Cli:
 
 @pytest.fixture
 def url(here: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The address of an empty store in a file, which commands work on."""
     address = f"sqlite:///{here}/jobs.db"
     monkeypatch.setenv("QUEUE_URL", address)
+    file = here / "jobs.db"
+    if "empty" not in _MADE:
+        Cli().ok("migrations up")
+        _MADE["empty"] = file.read_bytes()
+    file.write_bytes(_MADE["empty"])
     return address
 
 
@@ -82,9 +131,6 @@ def cli(url: str, monkeypatch: pytest.MonkeyPatch) -> Cli:
     monkeypatch.setenv("WORKERS_APP", TARGET)
     monkeypatch.syspath_prepend(str(HERE))
     return Cli()
-
-
-_MADE: dict[str, bytes] = {}
 
 
 @pytest.fixture
@@ -109,3 +155,12 @@ def work(cli: Cli, *options: str) -> Done:
     done = cli("start --worker --drain", *options)
     assert done.code == 0, done.err
     return done
+
+
+async def claim_and_vanish(url: str, queue: str, prefix: str = "bull") -> None:
+    """Start a job as a worker does that is killed right after."""
+    store = open_store(url, prefix=prefix)
+    await store.open()
+    reply = await store.step(Step(queue=queue, worker="gone:1:aa", token=Token("gone"), take=1, lease_ms=1))
+    assert len(reply.jobs) == 1
+    await store.close()

@@ -56,6 +56,12 @@ class SlowProcessor:
         _mark(job.data)
         time.sleep(job.data.seconds)
 
+    @process("seize")
+    async def seize(self, job: Job[SlowArgs]) -> None:
+        """Blocks the event loop: nothing else in the process runs."""
+        _mark(job.data)
+        time.sleep(job.data.seconds)  # noqa: ASYNC251 - as careless handlers do
+
     @process("pid")
     async def pid(self, job: Job[SlowArgs]) -> int:
         return os.getpid()

@@ -1,5 +1,8 @@
 """The web application beside which the workers of `shop` run."""
 
+import asyncio
+import logging
+
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
@@ -12,4 +15,9 @@ def create_app() -> Starlette:
     async def home(request: object) -> PlainTextResponse:
         return PlainTextResponse("shop")
 
-    return Starlette(routes=[Route("/", home)], lifespan=workers_lifespan(make_container()))
+    async def wait(request: object) -> PlainTextResponse:
+        logging.getLogger(__name__).warning("a request waits")
+        await asyncio.sleep(600)
+        return PlainTextResponse("at last")
+
+    return Starlette(routes=[Route("/", home), Route("/wait", wait)], lifespan=workers_lifespan(make_container()))

@@ -1,7 +1,9 @@
 """The root: its options, its exit codes, and what it costs to ask for help."""
 
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -65,6 +67,7 @@ class TestOptionsOfEveryCommand:
 
     def test_url_wins_over_the_environment(self, cli: Cli, here: Path) -> None:
         cli.add("mail", "send", {"to": "ann"})
+        cli.ok("migrations up", "--url", f"sqlite:///{here}/other.db")
 
         assert cli("jobs list --json", "--url", f"sqlite:///{here}/other.db").json == []
         found = cli("config show --json", "--url", f"sqlite:///{here}/other.db").json
@@ -98,7 +101,8 @@ class TestErrors:
             ("check --app tests.cli.shop:broken", 3, "cannot be built: RuntimeError: the database has no host"),
             ("jobs list --url mysql://host/db", 3, "unknown scheme 'mysql'"),
             ("jobs list --url redis://127.0.0.1:1/0", 4, "127.0.0.1:1"),
-            ("jobs list --url sqlite:////nowhere/at/all.db", 3, "make it first"),
+            ("jobs list --url sqlite:////nowhere/at/all.db", 4, "/nowhere/at/all.db: there is no such file"),
+            ("jobs add mail send --url sqlite:////nowhere/at/all.db", 3, "make it first"),
             ("health", 3, "set WORKERS_HEALTH__PORT"),
             ("health --port 1 --timeout 0.5", 1, "no worker answers on 127.0.0.1:1"),
             ("health --probe dead", 2, "live, ready, startup"),
@@ -148,3 +152,46 @@ class TestWithoutTheExtra:
 
         assert done.returncode == 3
         assert done.stderr == "workers needs typer; install it: pip install 'workers_module[cli]'\n"
+
+
+class TestAStoreThatIsNotThere:
+    """A mistyped URL is found out; a new, empty store behind it would look like lost jobs."""
+
+    LOOKS = (
+        *("stats", "stats --watch 1s", "queues list", "jobs list", "jobs show 1", "jobs watch", "workers list"),
+        *("locks list", "cron list", "doctor", "jobs retry 1", "jobs tidy", "jobs purge", "jobs dump --folder d"),
+        *(
+            "jobs requeue --from-age 1m",
+            "jobs import --file d.json --dry-run",
+            "queues pause mail",
+            "cron pause nightly",
+        ),
+    )
+
+    @pytest.mark.parametrize("line", LOOKS)
+    def test_is_not_made_by_a_look(self, cli: Cli, here: Path, line: str) -> None:
+        before = sorted(here.iterdir())
+
+        done = cli(line, "--url", "sqlite:///jbos.db")
+
+        assert done.code == 4
+        assert "jbos.db: there is no such file" in done.err
+        assert "workers config show" in done.err
+        assert sorted(here.iterdir()) == before
+
+    def test_nor_are_tables_in_a_file_of_others(self, cli: Cli, here: Path) -> None:
+        with closing(sqlite3.connect(here / "shop.db")) as db:
+            db.execute("CREATE TABLE wares (id)")
+            db.commit()
+        before = (here / "shop.db").read_bytes()
+
+        done = cli("stats --url sqlite:///shop.db")
+
+        assert (done.code, "shop.db: has no tables of workers_module" in done.err) == (4, True)
+        assert (here / "shop.db").read_bytes() == before
+
+    @pytest.mark.parametrize("line", ['jobs add mail send \'{"to": "ann"}\'', "cron sync", "migrations up"])
+    def test_is_made_by_what_writes_to_it(self, cli: Cli, line: str) -> None:
+        cli.ok(line, "--url", "sqlite:///fresh.db")
+
+        assert cli("queues list --json --url sqlite:///fresh.db").code == 0

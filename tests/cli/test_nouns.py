@@ -1,6 +1,7 @@
 """The other nouns: queues, stats, cron, workers, locks, check, doctor, config, migrations, shell."""
 
 import json
+import re
 import sqlite3
 from contextlib import closing
 from datetime import UTC, datetime
@@ -192,6 +193,8 @@ class TestCheck:
         text = cli.ok("check")
 
         assert "4 workers, 1 schedule; all in order" in text
+        assert re.search(r"  next  ....-..-.. 03:00 CES?T, ....-..-.. 03:00 CES?T, ....-..-.. 03:00 CES?T\n", text)
+        assert len(cli("check --json").json["schedules"][0]["next"]) == 3
         assert "nightly" in text
         assert {one["name"] for one in cli("check --json").json["workers"]} == {
             "MailProcessor",
@@ -211,6 +214,63 @@ class TestCheck:
         done = cli("check")
 
         assert (done.code, "ENABLED_WORKERS names 'candles'" in done.err) == (3, True)
+
+    @pytest.mark.parametrize(
+        ("variable", "value", "says"),
+        [
+            ("QUEUE_URL", "nothing://host", "nothing"),
+            ("QUEUE_URL", "redis://host:many/0", "cannot be read"),
+            ("QUEUE_URL", "postgresql://host/shop?pool_max=many", "pool_max=many; write a number"),
+            ("QUEUE_URL", "sqlite:///", "an sqlite URL names a file"),
+            ("WORKERS_MODE", "foreground_blocking", "no worker starts"),
+            ("WORKERS_JOB_TIMEOUT", "30", "has no unit"),
+            ("WORKERS_CONCURRENCY", "many", "WORKERS_CONCURRENCY"),
+        ],
+    )
+    def test_what_no_worker_could_start_with_is_refused(
+        self, cli: Cli, monkeypatch: pytest.MonkeyPatch, variable: str, value: str, says: str
+    ) -> None:
+        monkeypatch.setenv(variable, value)
+
+        done = cli("check")
+
+        assert done.code == 3, done.err
+        assert says in done.err
+
+    def test_an_application_without_handlers_is_refused(self, cli: Cli, here: Path) -> None:
+        (here / "bare.py").write_text(
+            "from dishka import make_async_container\nfrom workers_module import WorkersModule\n"
+            "container = make_async_container(WorkersModule.for_root())\n"
+        )
+
+        done = cli("check --app bare:container")
+
+        assert (done.code, "the application has no handlers" in done.err) == (3, True)
+
+    def test_each_kind_of_schedule_tells_its_next_runs(self, cli: Cli, here: Path) -> None:
+        (here / "times.py").write_text(
+            "from dishka import make_async_container\n"
+            "from workers_module import WorkersModule, cron, interval, timeout\n"
+            "class Times:\n"
+            "    @cron('*/10 * * * * *', name='often')\n"
+            "    async def often(self) -> None: ...\n"
+            "    @cron('0 9 * * 1', name='off', disabled=True)\n"
+            "    async def off(self) -> None: ...\n"
+            "    @interval('5m', name='steady')\n"
+            "    async def steady(self) -> None: ...\n"
+            "    @timeout('10s', name='soon')\n"
+            "    async def soon(self) -> None: ...\n"
+            "container = make_async_container(WorkersModule.for_root(processors=[Times]))\n"
+        )
+
+        text = cli.ok("check --app times:container")
+
+        assert re.search(
+            r"schedule often  \*/10 \* \* \* \* \*  Times.often of times\n  next  .*:\d0 UTC, .*, .*\n", text
+        )
+        assert "schedule off  0 9 * * 1  Times.off of times\n  next  disabled\n" in text
+        assert re.search(r"schedule steady  every 5 min  Times.steady of times\n  next  .*, .*, .*\n", text)
+        assert "schedule soon  once, 10 s after start  Times.soon of times\n" in text
 
     def test_warnings_have_their_exit_code(self, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("WORKERS_JOB_TIMEOUT", "none")
@@ -265,7 +325,8 @@ class TestConfig:
 
 
 class TestMigrations:
-    def test_status_up_and_sql(self, cli: Cli, here: Path) -> None:
+    def test_status_up_and_sql(self, cli: Cli, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("QUEUE_URL", "sqlite:///fresh.db")
         missing = cli("migrations status --json")
         assert (missing.code, missing.json["schema"]) == (5, 0)
 

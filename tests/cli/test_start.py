@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -65,6 +66,27 @@ class TestOneProcess:
 
             assert worker.end() == 0
         assert states(cli, "slow") == ["waiting"]
+
+    @pytest.mark.parametrize("order", ["alone", "beside a web server", "under a supervisor"])
+    def test_one_that_blocks_the_event_loop_is_ended_by_force(self, cli: Cli, here: Path, order: str) -> None:
+        mark = here / "mark"
+        id = cli.add("slow", "seize", {"seconds": 600, "mark": str(mark)})
+        options = {
+            "alone": ("-w",),
+            "beside a web server": ("--all", "tests.cli.shop_site:create_app", "--port", "0"),
+            "under a supervisor": ("-w", "--processes", "2"),
+        }[order]
+        with running(
+            here, "start", *options, "--grace", "100ms", environment={"WORKERS_KILL_AFTER": "200ms"}
+        ) as worker:
+            child = begun(worker, mark)
+            worker.send()
+
+            assert worker.end() == 1
+        assert "ended by force" in worker.said
+        assert not alive(child)
+        # Its lease lapses, and then another worker takes it.
+        assert cli(f"jobs show slow/{id} --json").json["state"] == "active"
 
     @pytest.mark.parametrize("name", ["stubborn", "block"])
     def test_a_handler_that_does_not_end_keeps_no_process(self, cli: Cli, here: Path, name: str) -> None:
@@ -137,6 +159,9 @@ class TestOneProcess:
             "1",
             "warning",
         )
+        assert ended["duration_ms"] > 0
+        assert (ended["attempt"], ended["attempts"]) == (1, 1)
+        assert str(worker.process.pid) in ended["worker_id"]
 
 
 class TestProbes:
@@ -254,6 +279,36 @@ class TestServer:
                 assert answer.read() == b"shop"
             server.send()
             assert server.end() == 0
+
+    @pytest.mark.parametrize("name", ["nap", "stubborn", "block"])
+    @pytest.mark.parametrize("option", ["--all", "--server-and-worker"])
+    def test_jobs_are_handed_back_and_keep_no_process(self, cli: Cli, here: Path, option: str, name: str) -> None:
+        mark = here / "mark"
+        cli.add("slow", name, {"seconds": 600, "mark": str(mark)})
+        options = ("start", option, "tests.cli.shop_site:create_app", "--port", "0", "--grace", "100ms")
+        with running(here, *options, environment={"WORKERS_KILL_AFTER": "200ms"}) as server:
+            begun(server, mark)
+            server.send()
+
+            assert server.end() == 0
+        assert states(cli, "slow") == ["waiting"]
+
+    def test_a_second_signal_stops_at_once_with_a_request_under_way(self, cli: Cli, here: Path) -> None:
+        mark = here / "mark"
+        cli.add("slow", "nap", {"seconds": 600, "mark": str(mark)})
+        options = ("start", "--all", "tests.cli.shop_site:create_app", "--port", "0", "--grace", "10m")
+        with running(here, *options, environment=LOG) as server:
+            port = server.wait_for(r"running on http://127.0.0.1:(\d+)")[1]
+            begun(server, mark)
+            with socket.create_connection(("127.0.0.1", int(port))) as open_request:
+                open_request.sendall(b"GET /wait HTTP/1.1\r\nHost: shop\r\n\r\n")
+                server.wait_for("a request waits")
+                server.send(signal.SIGINT)
+                server.wait_for("once more stops at once")
+                server.send(signal.SIGINT)
+
+                assert server.end() == 0
+        assert states(cli, "slow") == ["waiting"]
 
     @pytest.mark.parametrize(
         ("line", "code", "says"),

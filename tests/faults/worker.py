@@ -98,7 +98,7 @@ def main(name: str, folder: str, settings: Mapping[str, Any]) -> None:
     os.dup2(log, 2)
     form = "%(asctime)s %(levelname)s %(message)s"
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, force=True, format=form)
-    logging.getLogger("workers_module.worker.executor").setLevel(logging.ERROR)
+    logging.getLogger("workers_module.worker.report").setLevel(logging.ERROR)
     asyncio.run(_run(Diary(Path(folder) / f"{name}.runs"), settings))
 
 

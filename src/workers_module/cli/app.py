@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Callable, Coroutine, Mapping, MutableMapping
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any, Final, TypeVar, cast
+from typing import Annotated, Any, Final, TypeVar
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -55,7 +55,7 @@ class Nouns(TyperGroup):
     def get_command(self, ctx: Any, cmd_name: str) -> Any:  # noqa: ARG002 - as above
         """Return what tells of a command; `resolve_command` returns what runs it."""
         noun = NOUNS.get(cmd_name)
-        return None if noun is None else TyperCommand(cmd_name, help=noun[1], rich_markup_mode=None)
+        return None if noun is None else TyperCommand(cmd_name, help=noun[1], short_help=noun[1], rich_markup_mode=None)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Import what runs a command."""
@@ -91,6 +91,8 @@ class Face(typer.Typer):
 
         def register(function: CommandT) -> CommandT:
             settings.setdefault("context_settings", dict(SETTINGS))
+            # Else it is cut to what fits into one line.
+            settings.setdefault("short_help", (function.__doc__ or "").partition("\n")[0])
             super(Face, self).command(name, **settings)(_reporting(function))
             return function
 
@@ -134,17 +136,15 @@ def report(error: BaseException) -> int:
 
     A group of errors, as task groups raise, is told by its first one.
     """
-    from workers_module.cli.failures import code_of, text_of  # noqa: PLC0415 - they cost time to import
+    from workers_module.cli.failures import first_of, told  # noqa: PLC0415 - they cost time to import
     from workers_module.cli.output import clean  # noqa: PLC0415
 
-    while isinstance(error, BaseExceptionGroup):
-        error = cast("BaseExceptionGroup[BaseException]", error).exceptions[0]
     if options().verbose:
-        sys.stderr.write(clean("".join(traceback.format_exception(error)), keep="\n"))
-    code = code_of(error)
-    if text := text_of(error):
-        sys.stderr.write(f"error: {clean(text, keep=chr(10))}\n")
-    return int(code)
+        sys.stderr.write(clean("".join(traceback.format_exception(first_of(error))), keep="\n"))
+    code, text = told(error)
+    if text:
+        sys.stderr.write(f"{clean(text, keep=chr(10))}\n")
+    return code
 
 
 app: Final = typer.Typer(
@@ -172,12 +172,18 @@ def root(
         str | None,
         typer.Option("--app", metavar="MODULE:NAME", help="The application: a container, or what returns one."),
     ] = None,
-    app_dir: Annotated[Path, typer.Option("--app-dir", help="Where its modules are.", file_okay=False)] = Path(),
+    app_dir: Annotated[
+        Path, typer.Option("--app-dir", metavar="DIR", help="Where its modules are.", file_okay=False)
+    ] = Path(),
     environment: Annotated[
         str | None, typer.Option("-e", "--environment", metavar="NAME", help="Whose settings files are read.")
     ] = None,
-    url: Annotated[str | None, typer.Option("--url", help="Where the jobs are, e.g. sqlite:///jobs.db.")] = None,
-    prefix: Annotated[str | None, typer.Option("--prefix", help="What the names of all keys begin with.")] = None,
+    url: Annotated[
+        str | None, typer.Option("--url", metavar="URL", help="Where the jobs are, e.g. sqlite:///jobs.db.")
+    ] = None,
+    prefix: Annotated[
+        str | None, typer.Option("--prefix", metavar="TEXT", help="What the names of all keys begin with.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else.")] = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Say nothing but results and errors.")] = False,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Log more, show tracebacks.")] = False,

@@ -2,20 +2,23 @@
 
 import os
 import platform
+import textwrap
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from datetime import datetime
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from workers_module import __version__
-from workers_module.cli.output import clean, span, when
+from workers_module.cli.output import clean, fires, some, span, when
 from workers_module.clock import duration_ms, span_ms
 from workers_module.di.found import FoundHandler
 from workers_module.di.registry import WorkerRegistry
 from workers_module.di.schedules import Scheduler
 from workers_module.job.options import JobOptions, merge
-from workers_module.settings import RetentionLimits, WorkersSettings, duration_text, mask_url
+from workers_module.settings import RetentionLimits, WorkersSettings, mask_url
 from workers_module.store.base import StoreInfo
+
+_MOST_JOBS: Final = 30
 
 
 class WorkerRow(NamedTuple):
@@ -81,14 +84,37 @@ def head(settings: WorkersSettings, info: StoreInfo) -> str:
     return f"workers_module {__version__} · python {python} · pid {os.getpid()} · {place} ({info.version})"
 
 
-def worker_lines(rows: Sequence[WorkerRow], settings: WorkersSettings, width: int) -> Iterator[str]:
-    """Yield a line for each class or function that runs."""
-    queue = max((len(row.queue) for row in rows), default=0)
-    name = max((len(row.name) for row in rows), default=0)
-    for row in rows:
-        parts = [f"{row.slots} slots", ", ".join(row.jobs), *row.notes, *_option_notes(row.options, settings)]
-        line = f"  {row.queue:<{queue}}  {row.name:<{name}}  {'  '.join(parts)}"
-        yield clean(line if len(line) <= width else f"  {row.queue}  {row.name}\n      {'  '.join(parts)}", keep="\n")
+def body(rows: Sequence[WorkerRow], crons: Sequence[tuple[str, str]], settings: WorkersSettings) -> list[str]:
+    """Return a line for each class or function that runs, and for each schedule, in columns.
+
+    Args:
+        rows: What runs.
+        crons: The schedules: name, and when.
+        settings: The defaults.
+    """
+    names = [(row.queue, row.name) for row in rows] + [("cron", name) for name, _ in crons]
+    queue, name = (max((len(pair[part]) for pair in names), default=0) for part in (0, 1))
+    slots = max((len(some(row.slots, "slot")) for row in rows), default=0)
+    jobs = [", ".join(row.jobs) for row in rows]
+    # One long list of jobs must not push the notes of all others out of sight.
+    most = max((len(one) for one in jobs if len(one) <= _MOST_JOBS), default=0)
+    lines = [
+        f"  {row.queue:<{queue}}  {row.name:<{name}}  {some(row.slots, 'slot'):>{slots}}  {listed:<{most}}  "
+        f"{'  '.join((*row.notes, *_option_notes(row.options, settings)))}"
+        for row, listed in zip(rows, jobs, strict=True)
+    ]
+    return [clean(line) for line in (*lines, *(f"  {'cron':<{queue}}  {one:<{name}}  {times}" for one, times in crons))]
+
+
+def wrapped(lines: Iterable[str], width: int) -> Iterator[str]:
+    """Yield lines that fit, broken between words."""
+    for line in lines:
+        indent = " " * (len(line) - len(line.lstrip()) + 4)
+        yield (
+            line
+            if len(line) <= width
+            else textwrap.fill(line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+        )
 
 
 def _option_notes(options: JobOptions, settings: WorkersSettings) -> Iterator[str]:
@@ -98,20 +124,19 @@ def _option_notes(options: JobOptions, settings: WorkersSettings) -> Iterator[st
         yield f"attempts {options.get('attempts')}"
 
 
-async def cron_lines(
+async def crons(
     registry: WorkerRegistry, scheduler: Scheduler, running: Collection[str], now: datetime
-) -> list[str]:
-    """Return a line for each schedule that ticks here."""
-    lines: list[str] = []
+) -> list[tuple[str, str]]:
+    """Return the schedules that tick here: name, and when they fire."""
+    found: list[tuple[str, str]] = []
     for spec in registry.schedules:
         if not {spec.worker, spec.queue} & {*running}:
             continue
         info = await scheduler.get(spec.name)
-        times = info.pattern or (f"every {span(span_ms(info.every))}" if info.every else "once")
-        zone = f" {info.tz}" if info.tz not in {None, "UTC"} else ""
-        state = "paused" if info.is_paused else when(info.next_run, now) or ""
-        lines.append(clean(f"  cron  {spec.name}  {times}{zone}" + (f"  ({state})" if state else "")))
-    return lines
+        times = fires(info.pattern, info.tz, None if info.every is None else span_ms(info.every), spec.after_ms)
+        state = "paused" if info.is_paused else when(info.next_run, now)
+        found.append((spec.name, f"{times}  ({state})" if state else times))
+    return found
 
 
 def kept(settings: WorkersSettings) -> str:
@@ -121,5 +146,5 @@ def kept(settings: WorkersSettings) -> str:
 
 
 def _limits(limits: RetentionLimits) -> str:
-    age = "for ever" if limits.age is None else duration_text(limits.age)
-    return age if limits.count is None else f"{age}, at most {limits.count:,}"
+    age = "for ever" if limits.age is None else span(span_ms(limits.age))
+    return age if limits.count is None else f"{age} (at most {limits.count:,})"

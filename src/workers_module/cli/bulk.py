@@ -25,6 +25,7 @@ _ALLOWED: Final[dict[BulkAction, tuple[JobState, ...]]] = {
 }
 _UNSAID: Final[dict[BulkAction, tuple[JobState, ...]]] = {**_ALLOWED, "retry": (JobState.FAILED,)}
 _DONE: Final[dict[BulkAction, str]] = {"retry": "retried", "promote": "promoted", "remove": "removed"}
+_DOING: Final[dict[BulkAction, str]] = {"retry": "Retrying", "promote": "Promoting", "remove": "Removing"}
 
 
 async def retry(
@@ -83,7 +84,8 @@ async def cancel(
         count = await session.admin.cancel(names, queue, running=running, dry_run=True)
         if not dry_run and count:
             confirm(f"Cancel {some(count, 'job')} named {', '.join(names)}?", yes=yes)
-            count = await session.admin.cancel(names, queue, running=running)
+            with progress("Cancelling", count) as advance:
+                count = await session.admin.cancel(names, queue, running=running, on_progress=advance)
     _tell("cancelled", count, dry_run=dry_run)
 
 
@@ -94,7 +96,8 @@ async def tidy(queue: Queue = None, yes: Yes = False, dry_run: DryRun = False) -
         count = await session.admin.tidy(queue, dry_run=True)
         if not dry_run and count:
             confirm(f"Delete {some(count, 'completed or cancelled job')}{_of(queue)}?", yes=yes)
-            count = await session.admin.tidy(queue)
+            with progress("Deleting", count) as advance:
+                count = await session.admin.tidy(queue, on_progress=advance)
     _tell("deleted", count, dry_run=dry_run)
 
 
@@ -114,7 +117,8 @@ async def purge(
         count = await session.admin.purge(max_age, states, queue=queue, dry_run=True)
         if not dry_run and count:
             confirm(f"Delete {some(count, 'job')} older than {max_age}{_of(queue)}?", yes=yes)
-            count = await session.admin.purge(max_age, states, queue=queue, dump=dump)
+            with progress("Deleting", count) as advance:
+                count = await session.admin.purge(max_age, states, queue=queue, dump=dump, on_progress=advance)
     if dump is not None and not dry_run and count:
         say(f"they are in {dump}")
     _tell("deleted", count, dry_run=dry_run)
@@ -129,7 +133,10 @@ async def requeue(
     duration_of(from_age, "--from-age")
     async with opened() as session:
         await _one_of(session, queue)
-        count = await session.admin.requeue(from_age, queue=queue, dry_run=dry_run)
+        count = await session.admin.requeue(from_age, queue=queue, dry_run=True)
+        if not dry_run and count:
+            with progress("Putting back", count) as advance:
+                count = await session.admin.requeue(from_age, queue=queue, on_progress=advance)
     _tell("put back", count, dry_run=dry_run)
 
 
@@ -203,7 +210,7 @@ async def _in_chunks(session: Session, action: BulkAction, found: Sequence[tuple
     for queue, id in found:
         by_queue.setdefault(queue, []).append(id)
     done = 0
-    with progress(action.capitalize(), len(found)) as advance:
+    with progress(_DOING[action], len(found)) as advance:
         for queue, ids in by_queue.items():
             for start in range(0, len(ids), _CHUNK):
                 part = ids[start : start + _CHUNK]

@@ -61,7 +61,11 @@ async def show(
     if options().json:
         emit(found)
         return
-    heads = [Column("variable"), Column("value", shrinks=True), Column("source", shrinks=True)]
+    heads = [
+        Column("variable"),
+        Column("value", shrinks=True, keeps="all"),
+        Column("source", shrinks=True, keeps="all"),
+    ]
     table(heads, [list(one.values()) for one in found], empty="every setting has its default")
 
 

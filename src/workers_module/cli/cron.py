@@ -8,7 +8,7 @@ import typer
 
 from workers_module.cli.app import Face
 from workers_module.cli.options import options
-from workers_module.cli.output import Column, emit, result, say, some, span, table, when
+from workers_module.cli.output import Column, emit, fires, result, say, some, table, when
 from workers_module.cli.session import Session, complete_schedule, known, opened
 from workers_module.clock import span_ms
 from workers_module.di.schedules import ScheduleInfo
@@ -100,7 +100,7 @@ async def resume(name: Name) -> None:
 @face.command()
 async def sync() -> None:
     """Write the schedules that the application declares, and remove those it no longer does; workers do so at start."""
-    async with opened(app=True) as session:
+    async with opened(app=True, new=True) as session:
         before = {*await session.scheduler.names()}
         await session.scheduler.sync()
         after = await session.scheduler.names()
@@ -117,7 +117,12 @@ async def _row(session: Session, name: str, now: datetime) -> dict[str, Any]:
         "schedule": name,
         "queue": info.queue,
         "job": info.job_name,
-        "when": _times(info),
+        "when": fires(
+            info.pattern,
+            info.tz,
+            None if info.every is None else span_ms(info.every),
+            None if info.after is None else span_ms(info.after),
+        ),
         "pattern": info.pattern,
         "every_ms": None if info.every is None else span_ms(info.every),
         "tz": info.tz,
@@ -128,14 +133,6 @@ async def _row(session: Session, name: str, now: datetime) -> dict[str, Any]:
         "owner": _owner(session, info),
         "stored": info.is_stored,
     }
-
-
-def _times(info: ScheduleInfo) -> str:
-    if info.pattern is not None:
-        return info.pattern if info.tz in {None, "UTC"} else f"{info.pattern}  {info.tz}"
-    if info.every is not None:
-        return f"every {span(span_ms(info.every))}"
-    return "once" if info.after is None else f"once, {span(span_ms(info.after))} after start"
 
 
 def _next(one: dict[str, Any], now: datetime) -> str | None:

@@ -48,7 +48,7 @@ async def doctor(
         findings = [one async for one in _store(session)]
         workers = await session.inspector.workers()
         queues = await session.queues(queue)
-        with progress("Looking", len(queues)) as advance:
+        with progress("Looking", len(queues), stays=False) as advance:
             for name in queues:
                 findings += [one async for one in _queue(session, name, workers, quick=quick)]
                 advance(1)

@@ -1,7 +1,7 @@
 """How commands end: the exit codes, and what is said of an error."""
 
 from enum import IntEnum
-from typing import Final
+from typing import Final, cast
 
 from pydantic import ValidationError
 
@@ -42,12 +42,30 @@ class UsageError(WorkersError):
     """The command was given something that cannot be meant; nothing was changed."""
 
 
+class NoStoreError(WorkersError):
+    """What the URL of the store names is not there, and the command makes none."""
+
+
 class FoundError(WorkersError):
     """A check found something; what it is has been printed."""
 
 
 class CommandFailedError(WorkersError):
     """The command did not do what it was asked to; what it did has been printed."""
+
+
+def told(error: BaseException) -> tuple[int, str]:
+    """Return the exit code of an error, and what is said of it."""
+    error = first_of(error)
+    text = text_of(error)
+    return int(code_of(error)), f"error: {text}" if text else ""
+
+
+def first_of(error: BaseException) -> BaseException:
+    """Return the first error of a group, as task groups raise it, or the error itself."""
+    while isinstance(error, BaseExceptionGroup):
+        error = cast("BaseExceptionGroup[BaseException]", error).exceptions[0]
+    return error
 
 
 def code_of(error: BaseException) -> ExitCode:
@@ -57,6 +75,8 @@ def code_of(error: BaseException) -> ExitCode:
             return ExitCode.USAGE
         case FoundError():
             return ExitCode.FOUND
+        case NoStoreError():
+            return ExitCode.STORE
         case StoreError() if not isinstance(error, _NOT_THE_STORE):
             return ExitCode.STORE
         case ConfigurationError():

@@ -5,7 +5,7 @@ from typing import Annotated, Final
 import typer
 
 from workers_module.cli.failures import CommandFailedError, UsageError
-from workers_module.cli.output import result, say, some
+from workers_module.cli.output import progress, result, say, some
 from workers_module.cli.selecting import DryRun, Queue, States, states_of
 from workers_module.cli.session import opened
 from workers_module.client.dump import DUMP_FORMATS, DumpFormat
@@ -25,11 +25,11 @@ async def dump(
     chosen, states = _format(format), states_of(state) or None
     async with opened() as session:
         names = await session.queues(queue)
-        if dry_run:
-            pages = [await session.inspector.page(name, states or ALL_STATES, limit=1) for name in names]
-            count = sum(page.total for page in pages)
-        else:
-            count = await session.admin.dump(folder, states, queue=queue, format=chosen)
+        pages = [await session.inspector.page(name, states or ALL_STATES, limit=1) for name in names]
+        count = sum(page.total for page in pages)
+        if not dry_run:
+            with progress("Writing", count) as advance:
+                count = await session.admin.dump(folder, states, queue=queue, format=chosen, on_progress=advance)
     told = {"jobs": count, "folder": folder, "dry_run": dry_run}
     result(f"{some(count, 'job')} {'would be ' if dry_run else ''}written to {folder}", told)
 
@@ -40,8 +40,9 @@ async def import_(
     dry_run: DryRun = False,
 ) -> None:
     """Put the jobs of a file back. It is checked whole before the first is written; what exists is left as it is."""
-    async with opened() as session:
-        report = await session.admin.import_(file, dry_run=dry_run, edited=edited)
+    async with opened(new=not dry_run) as session:
+        with progress("Importing", None) as advance:
+            report = await session.admin.import_(file, dry_run=dry_run, edited=edited, on_progress=advance)
     if report.refused:
         for one in report.refused[:_SHOWN]:
             say(f"job {one.number} ({one.name} {one.id}): {one.why}")

@@ -57,7 +57,7 @@ async def list_(
         emit([document(job) for job in found])
     else:
         heads = [
-            Column("id", shrinks=True),
+            Column("id", shrinks=True, keeps="end"),
             Column("queue"),
             Column("name", shrinks=True),
             Column("state"),
@@ -123,7 +123,7 @@ async def add(
     ):
         if value is not None:
             given[key] = value  # type: ignore[literal-required]
-    async with opened() as session:
+    async with opened(new=not dry_run) as session:
         if dry_run:
             session.admin.check(queue, name, payload, given)
             result(f"{name} could be added to {queue}", {"queue": queue, "name": name, "dry_run": True})

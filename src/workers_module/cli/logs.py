@@ -11,15 +11,26 @@ from typing import Any, Final
 from rich.console import Console
 from rich.text import Text
 
-from workers_module.cli.output import clean, messages
+from workers_module.cli.output import clean, messages, span, tail
 from workers_module.settings import LogSettings
 
-FIELDS: Final = ("queue", "job_id", "job_name", "attempt", "worker_id", "trace_id", "duration_ms", "outcome")
+FIELDS: Final = (
+    *("queue", "job_id", "job_name", "attempt", "attempts", "worker_id", "trace_id"),
+    *("duration_ms", "outcome", "reason", "delay_ms"),
+)
 """What our records carry beside their text."""
+_WORDS: Final[Mapping[str, str]] = {
+    "retried": "failed",
+    "timed_out": "timed out",
+    "released": "handed back",
+    "waiting_children": "waits for its children",
+}
+"""Outcomes that people are told in other words."""
 _STYLES: Final[Mapping[str, str]] = {
     "completed": "green",
     "failed": "red",
-    "retry": "yellow",
+    "timed_out": "red",
+    "retried": "yellow",
     "lost": "red",
     "WARNING": "yellow",
     "ERROR": "red",
@@ -65,21 +76,32 @@ class ConsoleHandler(logging.Handler):
 
 def line_of(record: logging.LogRecord) -> Text:
     """Return the line for people."""
-    text = Text(time.strftime("%H:%M:%S ", time.localtime(record.created)), style="dim")
-    outcome = getattr(record, "outcome", None)
-    fields: dict[str, Any] = vars(record)
-    if outcome is not None and "job_id" in fields:
-        text.append(clean(f"{fields['queue']:<10} {fields['job_name']} #{fields['job_id']}  "), style="")
-        text.append(outcome, style=_STYLES.get(outcome, ""))
-        rest = record.getMessage().partition(": ")[2]
-        if rest:
-            text.append(clean(f"  {rest}"), style="")
-        if outcome in {"failed", "retry"}:
-            text.append(f"  (attempt {fields['attempt']})", style="dim")
-        return text
+    text = Text()
+    text.append(time.strftime("%H:%M:%S ", time.localtime(record.created)), style="dim")
+    if "outcome" in vars(record):
+        return text + _end_of(vars(record))
     if record.levelno >= logging.WARNING:
         text.append(f"{record.levelname.lower()}: ", style=_STYLES.get(record.levelname, ""))
     text.append(clean(record.getMessage(), keep="\n"), style="")
+    return text
+
+
+def _end_of(fields: Mapping[str, Any]) -> Text:
+    """Return how an attempt ended, in columns: queue, job, outcome, time, and what there is to say of a failure."""
+    outcome = str(fields["outcome"])
+    text = Text(clean(f"{fields['queue']:<10} {fields['job_name']} #{tail(fields['job_id'])}  "))
+    text.append(f"{_WORDS.get(outcome, outcome):<9}", style=_STYLES.get(outcome, ""))
+    if fields["duration_ms"] is not None:
+        text.append(f"  {span(fields['duration_ms'])}", style="dim")
+    if fields["reason"]:
+        text.append(clean(f"  {fields['reason'].partition(chr(10))[0]}"))
+    notes: list[str] = []
+    if fields["reason"] and fields["attempts"] > 1:
+        notes.append(f"attempt {fields['attempt']} of {fields['attempts']}")
+    if fields["delay_ms"] is not None:
+        notes.append(f"again in {span(fields['delay_ms'])}" if fields["delay_ms"] else "again at once")
+    if notes:
+        text.append(f"  ({', '.join(notes)})", style="dim")
     return text
 
 

@@ -22,7 +22,7 @@ face = Face("Bring the tables of an SQL store up to date.")
 async def up() -> None:
     """Apply the migrations that are missing."""
     options().setting("queue.migrate", "auto", "migrations up")
-    async with opened() as session:
+    async with opened(new=True) as session:
         found = await _status(session.settings)
     text = f"{found.place} has schema {found.state.number}"
     result(text, {"place": found.place, "schema": found.state.number, "missing": len(found.missing)})

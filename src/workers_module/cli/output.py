@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 from rich.box import SIMPLE_HEAD
 from rich.cells import cell_len
@@ -122,11 +122,19 @@ def _plain(value: object) -> object:
 
 
 class Column(NamedTuple):
-    """A column of a table. ``shrinks`` lets it be cut with ``…`` where the terminal is narrow."""
+    """A column of a table.
+
+    Attributes:
+        title: Its title.
+        right: Whether it ends at the right.
+        shrinks: Whether it may be narrower than its text where the terminal is.
+        keeps: What is then left of the text: its beginning, its end, or all of it, on several lines.
+    """
 
     title: str
     right: bool = False
     shrinks: bool = False
+    keeps: Literal["start", "end", "all"] = "start"
 
 
 def table(columns: Sequence[Column | str], rows: Iterable[Sequence[object]], *, empty: str) -> None:
@@ -184,7 +192,11 @@ def _print_fitting(out: Console, heads: Sequence[Column], cells: Sequence[Sequen
         return
     label = max(len(head.title) for head in heads)
     for row in cells:
-        for head, text in zip(heads, row, strict=True):
+        # Who has a narrow terminal has no room for what is not there.
+        is_said = [text not in {"-", "0"} for text in row]
+        for head, text, said in zip(heads, row, is_said, strict=True):
+            if not said and any(is_said):
+                continue
             out.print(Text(f"{head.title:>{label}}  ", style="dim") + _styled(text), soft_wrap=True)
         out.print()
 
@@ -201,9 +213,21 @@ def _table(heads: Sequence[Column], cells: Sequence[Sequence[str]], width: int) 
         return None
     made = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, gap - 1, 0, 0), header_style="bold")
     for head, title, size in zip(heads, titles, widths, strict=True):
-        made.add_column(title, justify="right" if head.right else "left", no_wrap=True, overflow="ellipsis", width=size)
+        folds = head.keeps == "all"
+        made.add_column(
+            title,
+            justify="right" if head.right else "left",
+            no_wrap=not folds,
+            overflow="fold" if folds else "ellipsis",
+            width=size,
+        )
     for row in cells:
-        made.add_row(*map(_styled, row))
+        made.add_row(
+            *(
+                _styled(tail(text, size) if head.keeps == "end" else text)
+                for head, text, size in zip(heads, row, widths, strict=True)
+            )
+        )
     return made
 
 
@@ -219,6 +243,11 @@ def _shrunk(widths: list[int], shrinks: Sequence[bool], room: int) -> bool:
 
 def _styled(text: str) -> Text:
     return Text(text, style=_STATE_STYLES.get(text, "dim" if text in {"-", "0"} else ""))
+
+
+def tail(id: str, most: int = 16) -> str:
+    """Return an id, or the end of a long one: ids of schedules and of other programs differ there."""
+    return id if len(id) <= most else f"…{id[1 - most :]}"
 
 
 def some(count: int, what: str) -> str:
@@ -244,14 +273,20 @@ def confirm(question: str, *, yes: bool) -> None:
 
 
 @contextmanager
-def progress(label: str, total: int) -> Generator[Callable[[int], None]]:
-    """Show on a terminal how far a work on many jobs is; gives what is called with the number done more."""
+def progress(label: str, total: int | None, *, stays: bool = True) -> Generator[Callable[[int], None]]:
+    """Show on a terminal how far a work on many jobs is; gives what is called with the number done more.
+
+    Args:
+        label: What is done.
+        total: To how many; None where that is not known.
+        stays: Whether it is still seen when the work is done.
+    """
     err = messages()
     if options().quiet or options().json or not err.is_terminal:
         yield lambda _: None
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=err) as bar:
+    with Progress(*columns, console=err, transient=not stays) as bar:
         task = bar.add_task(label, total=total)
         yield partial(bar.advance, task)
 
@@ -261,10 +296,10 @@ def progress(label: str, total: int) -> Generator[Callable[[int], None]]:
 
 def span(ms: float) -> str:
     """Return a span of time as people say it: ``212 ms``, ``1.2 s``, ``4 h 40 min``."""
-    if ms < 1_000:
+    if round(ms) < 1_000:
         return f"{ms:.0f} ms"
     if ms < 10_000:
-        return f"{ms / 1_000:.1f} s"
+        return f"{ms / 1_000:.1f}".removesuffix(".0") + " s"
     seconds = round(ms / 1_000)
     units = (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1))
     for number, (unit, size) in enumerate(units):
@@ -276,6 +311,15 @@ def span(ms: float) -> str:
                     return f"{whole} {unit} {rest // smaller_size} {smaller}"
             return f"{whole} {unit}"
     return "0 s"
+
+
+def fires(pattern: str | None, tz: str | None, every_ms: float | None, after_ms: float | None) -> str:
+    """Return when a schedule fires: its pattern, with its time zone where that is not UTC; or its distance."""
+    if pattern is not None:
+        return pattern if tz in {None, "UTC"} else f"{pattern}  {tz}"
+    if every_ms is not None:
+        return f"every {span(every_ms)}"
+    return "once" if after_ms is None else f"once, {span(after_ms)} after start"
 
 
 def when(instant: datetime | None, now: datetime) -> str | None:

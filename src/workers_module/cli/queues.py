@@ -7,7 +7,7 @@ import typer
 from workers_module.cli.app import Face
 from workers_module.cli.failures import UsageError
 from workers_module.cli.options import options
-from workers_module.cli.output import Column, confirm, emit, result, some, table
+from workers_module.cli.output import Column, confirm, emit, progress, result, some, table
 from workers_module.cli.selecting import duration_of
 from workers_module.cli.session import DryRunOption, QueueArgument, YesOption, opened
 from workers_module.client.queue import CLEAN_STATES, CleanState
@@ -82,7 +82,8 @@ async def drain(
         count = before.waiting + before.prioritized + (before.delayed if delayed else 0)
         if not dry_run and count:
             confirm(f"Delete {some(count, 'job')} of {queue} waiting to run?", yes=yes)
-            await target.drain(delayed=delayed)
+            with progress("Deleting", count) as advance:
+                await target.drain(delayed=delayed, on_progress=advance)
             after = await target.get_job_counts()
             count -= after.waiting + after.prioritized + (after.delayed if delayed else 0)
     _tell_deleted(count, queue, dry_run=dry_run)
@@ -108,7 +109,8 @@ async def clean(
         count = len([job async for job in found])
         if not dry_run and count:
             confirm(f"Delete {count} {state} jobs of {queue} older than {older_than}?", yes=yes)
-            count = len(await target.clean(older_than, chosen, limit=limit))
+            with progress("Deleting", count) as advance:
+                count = len(await target.clean(older_than, chosen, limit=limit, on_progress=advance))
     _tell_deleted(count, queue, dry_run=dry_run)
 
 

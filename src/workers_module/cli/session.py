@@ -14,7 +14,7 @@ import typer
 from dishka import AsyncContainer, make_async_container
 from dishka.exceptions import NoFactoryError
 
-from workers_module.cli.failures import UsageError
+from workers_module.cli.failures import NoStoreError, UsageError
 from workers_module.cli.options import options
 from workers_module.client.admin import JobsAdmin
 from workers_module.client.inspector import Inspector
@@ -29,6 +29,7 @@ from workers_module.job.names import check_name
 from workers_module.module import WorkersModule
 from workers_module.settings import WorkersSettings, explained_settings
 from workers_module.store.base import Store, StoreInfo
+from workers_module.store.open import open_store, schema_of
 
 _NO_APP: Final = (
     "this needs the application: pass --app module:attribute, set WORKERS_APP, "
@@ -115,19 +116,23 @@ def known(what: str, name: str, names: Iterable[str]) -> None:
 
 
 @asynccontextmanager
-async def opened(*, app: bool = False, shared: bool = True) -> AsyncGenerator[Session]:
+async def opened(*, app: bool = False, shared: bool = True, new: bool = False) -> AsyncGenerator[Session]:
     """Open what a command works with.
 
     Args:
         app: It needs the application.
         shared: It needs a store that other processes see.
+        new: It may make the store: its file, its tables. Else a URL that is mistyped is found out.
 
     Raises:
         ConfigurationError: There is no application, or it or its settings cannot be used.
+        NoStoreError: What the URL names is not there.
         StoreUnavailableError: The store cannot be reached.
     """
     async with built(app=app) as (container, target):
         settings = await settings_of(container, shared=shared)
+        if not new and not settings.in_memory:
+            await _must_exist(settings)
         yield await session_of(container, settings, has_app=target is not None)
 
 
@@ -162,6 +167,19 @@ async def session_of(container: AsyncContainer, settings: WorkersSettings, *, ha
         info=await store.open(),
         has_app=has_app,
     )
+
+
+async def _must_exist(settings: WorkersSettings) -> None:
+    """Refuse a database that opening it would make: whoever looks for jobs has mistyped its name."""
+    uri = settings.queue.uri
+    found = None if uri is None else await schema_of(open_store(uri.get_secret_value()))
+    if found is not None and not found.state.number:
+        what = "has no tables of workers_module" if found.exists else "there is no such file"
+        text = f"{found.place}: {what}"
+        raise NoStoreError(
+            f"{text}\nIs the URL right? See: workers config show. "
+            "Adding a job makes it, starting a worker, and: workers migrations up"
+        )
 
 
 @asynccontextmanager

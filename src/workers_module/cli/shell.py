@@ -28,7 +28,7 @@ _HELP: Final = ".jobs  figures by worker   .queues  names of queues   .job ID  o
 @face.command("shell")
 async def shell() -> None:
     """Open a Python prompt with await on the application: inspector, admin, scheduler, dispatcher, queue(name)."""
-    async with opened(shared=False) as session:
+    async with opened(shared=False, new=True) as session:
         names: dict[str, Any] = {
             "__name__": "__console__",
             "__doc__": None,

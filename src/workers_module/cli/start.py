@@ -12,11 +12,11 @@ import anyio
 import typer
 
 from workers_module.cli.app import Face
-from workers_module.cli.ending import relax
-from workers_module.cli.failures import UsageError
+from workers_module.cli.ending import LEAVE_S, end_within, relax
+from workers_module.cli.failures import ExitCode, UsageError, told
 from workers_module.cli.options import options
 from workers_module.cli.output import say
-from workers_module.cli.process import Wish, serve, work
+from workers_module.cli.process import Wish, work
 from workers_module.cli.selecting import duration_of
 from workers_module.cli.session import complete_worker
 from workers_module.cli.supervisor import Supervisor
@@ -91,9 +91,13 @@ def start(
             raise UsageError("--processes goes with --worker; a web server's processes are its own affair")
         _supervise(wish, processes, reload_dir if reload else None)
         return
-    if asgi is not None:
-        _prepare_server(wish, health_port)
-    _run_loop(partial(work if asgi is None else serve, wish), uvloop=wish.uvloop)
+    if asgi is None:
+        _run_loop(partial(work, wish), uvloop=wish.uvloop)
+        return
+    _prepare_server(wish, health_port)
+    from workers_module.cli.server import serve  # noqa: PLC0415 - needs an extra
+
+    _run_loop(partial(serve, wish), uvloop=wish.uvloop)
 
 
 @face.command("run")
@@ -135,8 +139,22 @@ def _need(module: str, extra: str) -> None:
 
 
 def _run_loop(function: Callable[[], Coroutine[Any, Any, int]], *, uvloop: bool) -> None:
+    async def bounded() -> int:
+        code: int = ExitCode.FAILED
+        why = ""
+        try:
+            code = await function()
+        except Exception as error:
+            code, why = told(error)
+            raise
+        finally:
+            # All that counts is over. Tasks that ignore their cancellation would keep the event loop for ever.
+            relax()
+            end_within(LEAVE_S, code, why=why)
+        return code
+
     try:
-        code = anyio.run(function, backend_options={"use_uvloop": uvloop})
+        code = anyio.run(bounded, backend_options={"use_uvloop": uvloop})
     finally:
         relax()
     if code:

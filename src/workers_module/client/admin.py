@@ -4,37 +4,33 @@ A dump is one document a queue, made to be read, edited and imported again; `dum
 """
 
 import os
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, Literal, NamedTuple
+from typing import Final, Literal
 from urllib.parse import quote
 
 import anyio
 from anyio.to_thread import run_sync
-from pydantic import ValidationError
 
 from workers_module.client.dump import (
     DUMP_FORMATS,
     YAML_SUFFIXES,
-    DumpedJob,
     DumpFile,
     DumpFormat,
     document_of,
     read_dump,
     target_of,
 )
+from workers_module.client.importing import ImportReport, import_jobs
 from workers_module.client.producer import Producer
-from workers_module.client.queue import MOST_MOVED, remove_all
+from workers_module.client.queue import MOST_MOVED, Progress, remove_all
 from workers_module.clock import Duration, duration_ms
 from workers_module.errors import (
     ConfigurationError,
     IllegalMoveError,
     JobCancelledError,
     JobNotFoundError,
-    PayloadError,
-    StoreCorruptError,
 )
 from workers_module.job.failure import add_trace, failure_of, reason_of, trace_of
 from workers_module.job.names import check_name
@@ -67,30 +63,6 @@ States = str | JobState | Sequence[str | JobState] | None
 """One state, several, or None for a default."""
 
 
-class Refused(NamedTuple):
-    """A job of a file that cannot be imported: its number in the file, from 0, and why."""
-
-    number: int
-    id: str
-    name: str
-    why: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ImportReport:
-    """What an import did, or would do.
-
-    Attributes:
-        added: How many jobs, by queue.
-        skipped: How many exist already; they are left as they are.
-        refused: The jobs that cannot be imported; if there are any, nothing is.
-    """
-
-    added: Mapping[str, int] = field(default_factory=dict[str, int])
-    skipped: int = 0
-    refused: tuple[Refused, ...] = ()
-
-
 class JobsAdmin:
     """Cancels, deletes, dumps and imports jobs.
 
@@ -108,7 +80,13 @@ class JobsAdmin:
         self._producer = producer
 
     async def cancel(
-        self, names: str | Iterable[str], queue: str | None = None, *, running: bool = False, dry_run: bool = False
+        self,
+        names: str | Iterable[str],
+        queue: str | None = None,
+        *,
+        running: bool = False,
+        dry_run: bool = False,
+        on_progress: Progress | None = None,
     ) -> int:
         """Cancel jobs by name: those that have not started fail with `JobCancelledError`.
 
@@ -117,6 +95,7 @@ class JobsAdmin:
             queue: The queue; None for all.
             running: Also ask running ones to stop.
             dry_run: Only count them.
+            on_progress: Told of each part: how many jobs more are done.
 
         Returns:
             How many were cancelled, or asked to stop.
@@ -130,12 +109,14 @@ class JobsAdmin:
                 [one.name in wanted async for one in self._records(name, states)] for name in await self._queues(queue)
             ]
             return sum(map(sum, found))
+        tell = on_progress or _nobody
         error = JobCancelledError("cancelled before it ran", job_id="")
         action = Fail(reason_of(error), add_trace(None, trace_of(error)))
         count = 0
         for name in await self._queues(queue):
             while moved := await self._store.move(name, ByState(_NOT_STARTED, limit=MOST_MOVED, names=wanted), action):
                 count += len(moved)
+                tell(len(moved))
                 if len(moved) < MOST_MOVED:
                     break
             if running:
@@ -190,28 +171,32 @@ class JobsAdmin:
             # A store raises these where there is but one job.
             return []
 
-    async def tidy(self, queue: str | None = None, *, dry_run: bool = False) -> int:
+    async def tidy(
+        self, queue: str | None = None, *, dry_run: bool = False, on_progress: Progress | None = None
+    ) -> int:
         """Delete completed and cancelled jobs.
 
         Args:
             queue: The queue; None for all.
             dry_run: Only count them.
+            on_progress: Told of each part: how many jobs more are done.
 
         Returns:
             How many were deleted.
         """
+        tell = on_progress or _nobody
         count = 0
         for name in await self._queues(queue):
             if dry_run:
                 count += (await self._store.counts([name]))[0].completed
             else:
-                count += len(await remove_all(self._store, name, (JobState.COMPLETED,)))
+                count += len(await remove_all(self._store, name, (JobState.COMPLETED,), on_progress=tell))
             cancelled = [
                 record.id
                 async for record in self._records(name, (JobState.FAILED,))
                 if isinstance(failure_of(record), JobCancelledError)
             ]
-            count += len(cancelled) if dry_run else await self._remove(name, cancelled)
+            count += len(cancelled) if dry_run else await self._remove(name, cancelled, tell)
         return count
 
     async def purge(
@@ -222,6 +207,7 @@ class JobsAdmin:
         queue: str | None = None,
         dump: str | os.PathLike[str] | None = None,
         dry_run: bool = False,
+        on_progress: Progress | None = None,
     ) -> int:
         """Delete old jobs.
 
@@ -232,6 +218,7 @@ class JobsAdmin:
             queue: The queue; None for all.
             dump: Write them to this file first, to be edited and imported again. Only what it holds is deleted.
             dry_run: Only count them; no file is written.
+            on_progress: Told of each part: how many jobs more are done.
 
         Returns:
             How many were deleted.
@@ -239,6 +226,7 @@ class JobsAdmin:
         Raises:
             ConfigurationError: A state is unknown, or the file's place is not allowed; nothing was deleted.
         """
+        tell = on_progress or _nobody
         states = _states(state, _PURGED)
         before = await self._store.now() - duration_ms(max_age, "purge: max_age")
         queues = await self._queues(queue)
@@ -250,7 +238,7 @@ class JobsAdmin:
             return count
         if dump is None:
             for name in queues:
-                count += len(await remove_all(self._store, name, states, older_than=before))
+                count += len(await remove_all(self._store, name, states, older_than=before, on_progress=tell))
             return count
         found: dict[str, list[str]] = {}
         async with DumpFile(target_of(dump), _format_of(dump)) as file:
@@ -260,10 +248,17 @@ class JobsAdmin:
                         found.setdefault(name, []).append(record.id)
                         await file.write(document_of(record, await self._log(record)))
         for name, ids in found.items():
-            count += await self._remove(name, ids)
+            count += await self._remove(name, ids, tell)
         return count
 
-    async def requeue(self, from_age: Duration, *, queue: str | None = None, dry_run: bool = False) -> int:
+    async def requeue(
+        self,
+        from_age: Duration,
+        *,
+        queue: str | None = None,
+        dry_run: bool = False,
+        on_progress: Progress | None = None,
+    ) -> int:
         """Put back jobs that are active, but whose worker is gone.
 
         Working processes do so by themselves; this is for when there is none. A job counts as abandoned when its lease
@@ -273,6 +268,7 @@ class JobsAdmin:
             from_age: Only queues with a job started longer ago are looked at.
             queue: The queue; None for all.
             dry_run: Only count the active jobs started longer ago; whether their workers are gone is then not known.
+            on_progress: Told of each part: how many jobs more are back.
 
         Returns:
             How many were put back.
@@ -294,6 +290,7 @@ class JobsAdmin:
         ]
         if not suspects:
             return 0
+        tell = on_progress or _nobody
         recovered: set[tuple[str, str]] = set()
         for look in range(2):
             if look:
@@ -304,6 +301,7 @@ class JobsAdmin:
                 while more:
                     reply = await self._store.sweep(Sweep(queue=name, interval_ms=_LOOKS_MS))
                     recovered.update((name, id) for id in reply.recovered)
+                    tell(len(reply.recovered))
                     more = reply.more
         return len(recovered)
 
@@ -325,6 +323,7 @@ class JobsAdmin:
         *,
         queue: str | None = None,
         format: DumpFormat = "json",  # noqa: A002
+        on_progress: Progress | None = None,
     ) -> int:
         """Write all that is known about jobs to files in a folder, one a queue.
 
@@ -333,6 +332,7 @@ class JobsAdmin:
             state: The states; None for all.
             queue: The queue; None for all.
             format: ``json``, or ``yaml`` (with the extra ``cli``).
+            on_progress: Told of each job written.
 
         Returns:
             How many jobs were written.
@@ -342,6 +342,7 @@ class JobsAdmin:
         """
         if format not in DUMP_FORMATS:
             raise ConfigurationError(f"dump: unknown format {format!r}; known: {', '.join(DUMP_FORMATS)}")
+        tell = on_progress or _nobody
         states = _states(state, ALL_STATES)
         place = target_of(folder)
         await run_sync(partial(place.mkdir, mode=0o700, parents=True, exist_ok=True))
@@ -353,6 +354,7 @@ class JobsAdmin:
                 async for record in self._records(name, states, payload=True):
                     await file.write(document_of(record, await self._log(record)))
                     count += 1
+                    tell(1)
         return count
 
     async def import_(
@@ -362,6 +364,7 @@ class JobsAdmin:
         dry_run: bool = False,
         edited: bool = False,
         max_bytes: int = MAX_IMPORT_BYTES,
+        on_progress: Progress | None = None,
     ) -> ImportReport:
         """Put the jobs of a dump back, as they were or as they were edited.
 
@@ -373,6 +376,7 @@ class JobsAdmin:
             dry_run: Only check.
             edited: The file was edited, so that its checksum need not be right. (One without a checksum is taken too.)
             max_bytes: A larger file is refused.
+            on_progress: Told of each part: how many jobs more are checked, or written.
 
         Raises:
             ConfigurationError: The file cannot be read, is not ours, is cut off, or its checksum is wrong; nothing
@@ -381,62 +385,7 @@ class JobsAdmin:
         """
         path = target_of(file)
         jobs = await run_sync(partial(read_dump, path, max_bytes=max_bytes, edited=edited))
-        records: list[JobRecord] = []
-        logs: dict[tuple[str, str], tuple[str, ...]] = {}
-        refused: list[Refused] = []
-        seen: set[tuple[str, str]] = set()
-        for index, value in enumerate(jobs):
-            try:
-                one = DumpedJob.model_validate(value)
-                record = self._checked(one.record(), seen)
-            except (ValidationError, PayloadError, ConfigurationError, StoreCorruptError, ValueError) as error:
-                refused.append(_refusal(index, value, error))
-                continue
-            records.append(record)
-            if one.logs:
-                logs[record.queue, record.id] = one.logs
-        known = await self._existing(records)
-        fresh = [record for record in records if (record.queue, record.id) not in known]
-        if not dry_run and not refused:
-            await self._restore(fresh, logs)
-        added: dict[str, int] = {}
-        for record in fresh:
-            added[record.queue] = added.get(record.queue, 0) + 1
-        return ImportReport(added=added, skipped=len(records) - len(fresh), refused=tuple(refused))
-
-    def _checked(self, record: JobRecord, seen: set[tuple[str, str]]) -> JobRecord:
-        key = (record.queue, record.id)
-        if key in seen:
-            raise ConfigurationError("the file has this job twice")
-        seen.add(key)
-        if not record.state.ended:
-            self._producer.check_payload(record.queue, record.name, record.data)
-        return record
-
-    async def _restore(self, records: list[JobRecord], logs: Mapping[tuple[str, str], tuple[str, ...]]) -> None:
-        for start in range(0, len(records), _PAGE):
-            part = records[start : start + _PAGE]
-            await self._store.restore(part)
-            for queue in dict.fromkeys(record.queue for record in part):
-                patches = [
-                    JobPatch(id=record.id, log_lines=lines, clear_logs=True)
-                    for record in part
-                    if record.queue == queue and (lines := logs.get((queue, record.id)))
-                ]
-                if patches:
-                    await self._store.edit(queue, patches)
-
-    async def _existing(self, records: list[JobRecord]) -> set[tuple[str, str]]:
-        by_queue: dict[str, list[str]] = {}
-        for record in records:
-            by_queue.setdefault(record.queue, []).append(record.id)
-        known: set[tuple[str, str]] = set()
-        for queue, ids in by_queue.items():
-            for start in range(0, len(ids), _PAGE):
-                part = ids[start : start + _PAGE]
-                stored = await self._store.get(queue, part, payload=False)
-                known.update((queue, id) for id, record in zip(part, stored, strict=True) if record is not None)
-        return known
+        return await import_jobs(self._store, self._producer, jobs, dry_run=dry_run, on_progress=on_progress)
 
     async def _queues(self, queue: str | None) -> list[str]:
         return await self._store.queues() if queue is None else [queue]
@@ -460,29 +409,25 @@ class JobsAdmin:
     async def _log(self, record: JobRecord) -> list[str]:
         return (await self._store.logs(record.queue, record.id)).items
 
-    async def _remove(self, queue: str, ids: Sequence[str]) -> int:
+    async def _remove(self, queue: str, ids: Sequence[str], tell: Progress) -> int:
         count = 0
         for start in range(0, len(ids), _PAGE):
+            part = tuple(ids[start : start + _PAGE])
             try:
-                count += len(await self._store.move(queue, ByIds(tuple(ids[start : start + _PAGE])), Remove(hard=True)))
+                count += len(await self._store.move(queue, ByIds(part), Remove(hard=True)))
+                tell(len(part))
             except (IllegalMoveError, JobNotFoundError):
                 # A single one that was started or deleted meanwhile.
                 continue
         return count
 
 
+def _nobody(_: int) -> None:
+    """Nobody asked how far it is."""
+
+
 def _is_older(record: JobRecord, before: int) -> bool:
     return (record.finished or record.started or record.added) < before
-
-
-def _refusal(index: int, value: object, error: Exception) -> Refused:
-    job: Mapping[str, Any] = value if isinstance(value, Mapping) else {}  # pyright: ignore[reportUnknownVariableType]
-    if isinstance(error, ValidationError):
-        faults = error.errors(include_url=False, include_input=False)
-        why = "; ".join(f"$.{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in faults[:5])
-    else:
-        why = str(error)
-    return Refused(index, str(job.get("id", "")), str(job.get("name", "")), why)
 
 
 def _format_of(path: str | os.PathLike[str]) -> DumpFormat:

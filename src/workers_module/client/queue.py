@@ -1,6 +1,6 @@
 """`Queue`: what an application holds to add jobs to one queue and to run it."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, Generic, Literal, TypeVar, Unpack, get_args, get_origin
 
@@ -27,6 +27,9 @@ T = TypeVar("T")
 
 MOST_MOVED: Final = 10_000
 """So many jobs the store moves in one call."""
+
+Progress = Callable[[int], None]
+"""Told of a long work's parts: how many more are done."""
 
 CleanState = Literal["completed", "failed", "delayed", "waiting", "prioritized", "active"]
 CLEAN_STATES: Final[tuple[CleanState, ...]] = get_args(CleanState)
@@ -291,13 +294,21 @@ class Queue(Generic[T]):
         """Count the jobs by state."""
         return await job_counts(self._store, self.name)
 
-    async def clean(self, older_than: Duration, state: CleanState = "completed", *, limit: int = 0) -> list[str]:
+    async def clean(
+        self,
+        older_than: Duration,
+        state: CleanState = "completed",
+        *,
+        limit: int = 0,
+        on_progress: Progress | None = None,
+    ) -> list[str]:
         """Delete the oldest jobs in a state.
 
         Args:
             older_than: Only jobs last touched longer ago.
             state: The state; of ``active`` ones none that runs is deleted.
             limit: At most so many; 0 for all.
+            on_progress: Told of each part: how many jobs more are deleted.
 
         Returns:
             The ids of the deleted jobs.
@@ -316,16 +327,19 @@ class Queue(Generic[T]):
         _count("clean: limit", limit, 0)
         age = duration_ms(older_than, "clean: older_than")
         before = await self._store.now() - age
-        return await remove_all(self._store, self.name, (JobState(state),), older_than=before, limit=limit)
+        return await remove_all(
+            self._store, self.name, (JobState(state),), older_than=before, limit=limit, on_progress=on_progress
+        )
 
-    async def drain(self, *, delayed: bool = False) -> None:
+    async def drain(self, *, delayed: bool = False, on_progress: Progress | None = None) -> None:
         """Delete all jobs that wait to run.
 
         Args:
             delayed: Also those that are to run later; the next jobs of schedules stay.
+            on_progress: Told of each part: how many jobs more are deleted.
         """
         states = (JobState.WAITING, JobState.PRIORITIZED, *([JobState.DELAYED] if delayed else []))
-        await remove_all(self._store, self.name, states)
+        await remove_all(self._store, self.name, states, on_progress=on_progress)
 
     async def obliterate(self, force: bool = False) -> None:
         """Delete the queue with everything in it.
@@ -420,6 +434,7 @@ async def remove_all(
     *,
     older_than: int | None = None,
     limit: int = 0,
+    on_progress: Progress | None = None,
 ) -> list[str]:
     """Delete the oldest jobs in these states, in as many calls as it takes; the ids of the deleted.
 
@@ -429,6 +444,7 @@ async def remove_all(
         states: Their states.
         older_than: Only jobs last touched before this instant.
         limit: At most so many; 0 for all.
+        on_progress: Told of each part: how many more are deleted.
     """
     removed: list[str] = []
     while True:
@@ -436,6 +452,8 @@ async def remove_all(
         selection = ByState(tuple(states), older_than=older_than, limit=take)
         ids = await store.move(queue, selection, Remove(hard=True))
         removed += ids
+        if on_progress is not None:
+            on_progress(len(ids))
         if len(ids) < take or (limit and len(removed) >= limit):
             return removed
 

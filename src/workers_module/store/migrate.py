@@ -46,11 +46,13 @@ class MigrationStatus:
         place: The database, without secrets, for people.
         state: Which migrations it has.
         known: All migrations of this code, in order.
+        exists: Whether the database is there.
     """
 
     place: str
     state: "SchemaState"
     known: "tuple[Migration, ...]"
+    exists: bool = True
 
     @property
     def missing(self) -> "tuple[Migration, ...]":

@@ -160,11 +160,22 @@ async def migrations_status(url: str) -> MigrationStatus:
         ConfigurationError: The URL names no store that has migrations.
         StoreError: The database could not be read.
     """
-    read = getattr(open_store(url), "migrations", None)
-    if read is None:
+    status = await schema_of(open_store(url))
+    if status is None:
         raise ConfigurationError("this store has no migrations; sqlite and postgres have")
-    status: MigrationStatus = await read()
     return status
+
+
+async def schema_of(store: Store) -> MigrationStatus | None:
+    """Return what a store has of the tables it needs; None for one without tables.
+
+    The store need not be open, and nothing is made or changed.
+
+    Raises:
+        StoreError: The database could not be read.
+    """
+    read = getattr(store, "migrations", None)
+    return None if read is None else await read()
 
 
 def _split(url: str) -> SplitResult:

@@ -46,6 +46,7 @@ from workers_module.worker.context import JobContext
 from workers_module.worker.eager import begin
 from workers_module.worker.handler import Call, Handler
 from workers_module.worker.hooks import Hooks
+from workers_module.worker.report import report_end, report_start
 from workers_module.worker.run import CancelReason, Run, Watch
 from workers_module.worker.verdict import Backoffs, Verdict, timed_out, unreadable
 
@@ -169,7 +170,9 @@ class Executor:
 
     def fail(self, claimed: Claimed, error: JobFailedError) -> Settle:
         """Return the end of a job that is not run at all: a deferred failure, an unknown name, unreadable data."""
-        return self._verdict.without_run(claimed, error)
+        settle = self._verdict.without_run(claimed, error)
+        report_end(claimed.record, settle.outcome, error)
+        return settle
 
     def refused(self, run: Run, code: SettleCode) -> Settle | None:
         """Return what to send next when the store refused a completion because of the job's children, else None."""
@@ -225,10 +228,7 @@ class Executor:
 
     async def _execute(self, run: Run) -> None:
         run.task = task = asyncio.current_task()
-        run.began = time.perf_counter()
-        if _log.isEnabledFor(logging.DEBUG):
-            record = run.claimed.record
-            _log.debug("job %s (%s.%s) started", record.id, record.queue, record.name, extra=_fields(record))
+        report_start(run.claimed.record)
         cancels_before = task.cancelling() if task is not None else 0
         self._watch.add(run)
         outcome: Outcome | None
@@ -397,7 +397,7 @@ class Executor:
         run.ended = True
         run.outcome = outcome
         run.context.leave()
-        _report(run, outcome)
+        report_end(run.claimed.record, outcome, run.error, took_s=time.monotonic() - run.begun)
         if run.on_end is not None:
             run.on_end(run)
 
@@ -408,24 +408,3 @@ async def _flush(context: JobContext) -> None:
         await context.flush()
     except StoreError as error:
         _log.warning("job %s: its last log lines are not stored: %s", context.job_or_bare.id, error)
-
-
-def _fields(record: JobRecord) -> dict[str, object]:
-    return {
-        "queue": record.queue,
-        "job_id": record.id,
-        "job_name": record.name,
-        "attempt": record.attempts_made + 1,
-    }
-
-
-def _report(run: Run, outcome: Outcome | None) -> None:
-    level = logging.WARNING if isinstance(outcome, Failed) else logging.INFO
-    if not _log.isEnabledFor(level):
-        return
-    name = type(outcome).__name__.lower() if outcome is not None else "lost"
-    reason = f": {outcome.reason}" if isinstance(outcome, Failed | Retry) else ""
-    record = run.claimed.record
-    took = round((time.perf_counter() - run.began) * 1_000)
-    extra = {**_fields(record), "duration_ms": took, "outcome": name}
-    _log.log(level, "job %s (%s.%s) %s%s", record.id, record.queue, record.name, name, reason, extra=extra)

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import math
+import time
 from collections.abc import Callable
 from enum import StrEnum
 from typing import Any, Protocol
@@ -47,18 +48,18 @@ class Run:
         task: The task it runs in.
         on_end: Called once when the outcome stands; None for a run in its caller's task.
         reason: Why it was stopped from outside, or None.
+        begun: When it was started, of `time.monotonic`.
         closing: Whether the handler is done and only finalizers run.
         deadline: When the timer looks at it, in the loop's seconds.
         ended: Whether the outcome stands.
         outcome: How it ended; None before that, and when there is nothing to settle because the lease is lost.
         result: What the handler returned.
         error: What ended the attempt, as it was raised.
-        began: When it started, by `time.perf_counter`.
     """
 
     __slots__ = (
         "_owner",
-        "began",
+        "begun",
         "claimed",
         "closing",
         "context",
@@ -88,13 +89,13 @@ class Run:
         self.task: asyncio.Task[Any] | None = None
         self.on_end = on_end
         self.reason: CancelReason | None = None
+        self.begun = time.monotonic()
         self.closing = False
         self.deadline = math.inf
         self.ended = False
         self.outcome: Outcome | None = None
         self.result: Any = None
         self.error: BaseException | None = None
-        self.began = 0.0
 
     @property
     def lease_in_doubt(self) -> bool:

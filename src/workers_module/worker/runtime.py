@@ -7,7 +7,8 @@ import os
 import platform
 import socket
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Final, Self, cast
@@ -238,7 +239,7 @@ class Runtime:
             return
         self._deadline = deadline
         if self.busy:
-            _log.info("stopping: %d jobs run, %.0f s left", self.busy, grace_ms / 1_000)
+            _log.info("%s, %.0f s left", "1 job runs" if self.busy == 1 else f"{self.busy} jobs run", grace_ms / 1_000)
         self._preparing.cancel()
         self._ticks.stop()
         self._ticking.deadline = deadline
@@ -406,6 +407,10 @@ class Runtime:
         _log.info("workers started; completed jobs are kept %s, failed ones %s", _limits(completed), _limits(failed))
 
 
+overseer: ContextVar[Callable[[Runtime], None] | None] = ContextVar("workers_module_overseer", default=None)
+"""Told of each runtime that is started in this context: whoever has to stop workers that other code starts."""
+
+
 class Workers:
     """The workers of this process, as the application sees them."""
 
@@ -415,6 +420,9 @@ class Workers:
     def attach(self, runtime: Runtime | None) -> None:
         """Show this runtime from now on; None when it is over."""
         self._runtime = runtime
+        attend = overseer.get()
+        if runtime is not None and attend is not None:
+            attend(runtime)
 
     @property
     def running(self) -> tuple[str, ...]:

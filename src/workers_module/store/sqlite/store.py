@@ -207,7 +207,7 @@ class SqliteStore:
     def _migrations(self) -> MigrationStatus:
         known = read_migrations(PACKAGE)
         if not self._path.exists():
-            return MigrationStatus(place=str(self._path), state=SchemaState(0, 0), known=known)
+            return MigrationStatus(place=str(self._path), state=SchemaState(0, 0), known=known, exists=False)
         try:
             connection = Connection(self._path, self._prefix, synchronous=self._synchronous)
             try:
