@@ -43,7 +43,14 @@ def commands(text: str) -> list[Command]:
 
 
 def plain(line: str) -> str:
-    """Leave out what differs between two runs: numbers, the width of columns, the name of the machine."""
+    """Leave out what differs between two runs: numbers, the width of columns, the name of the machine.
+
+    Of what a worker logs this keeps what happened; how it is worded is for the tests of the command.
+    """
+    if ended := re.match(r"\d\d:\d\d:\d\d +(?P<job>\S+ +\S+ #\d+) +(?P<how>\w+)", line):
+        return f"{' '.join(ended['job'].split())} {ended['how'].replace('retry', 'failed')}"
+    if told := re.match(r" *(kept:|Ready in)", line):
+        return told[1]
     line = re.sub(r"\b\S+:\d+:[0-9a-f]{8}\b", "worker", line)
     line = re.sub(r"\b(?:EET|EEST)\b", "local", line)
     line = re.sub(r"\bnow$|(in )?\b\d[\d.]* ?(ms|s|min|h|d)\b( \d+ (s|min|h)\b)*( ago)?", "some time", line)
