@@ -133,7 +133,7 @@ class TestShow:
         done = cli("jobs show twin")
 
         assert done.code == 2
-        assert "mail, slow" in done.err
+        assert "write mail/twin or slow/twin" in done.err
         assert cli("jobs show slow/twin --json").json["name"] == "nap"
 
     def test_has_the_log(self, cli: Cli) -> None:

@@ -1,9 +1,10 @@
 """What a command works with: the application's container, or one made for a bare store."""
 
+import logging
 import os
 import tomllib
-from collections.abc import AsyncGenerator, Callable, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Callable, Generator, Iterable
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime
 from difflib import get_close_matches
@@ -145,7 +146,9 @@ async def opened(
             raise ConfigurationError(_NO_STORE)
         if not new and not settings.in_memory:
             await _must_exist(settings)
-        store = await container.get(Store)
+        # What a store warns of is said where workers start, and by doctor.
+        with _no_warnings() if prepare is None else nullcontext():
+            store = await container.get(Store)
         yield Session(
             container=container,
             settings=settings,
@@ -157,6 +160,18 @@ async def opened(
             info=await store.open(),
             has_app=target is not None,
         )
+
+
+@contextmanager
+def _no_warnings() -> Generator[None]:
+    log = logging.getLogger("workers_module.module")
+    before = log.level
+    if not options().verbose:
+        log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
 
 
 async def _must_exist(settings: WorkersSettings) -> None:
