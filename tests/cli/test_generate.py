@@ -20,7 +20,7 @@ def test_the_test_passes_as_generated(bare: Cli, here: Path, options: str) -> No
     ran = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/workers/test_monthly_report.py"],
         cwd=here,
-        env={**os.environ, "PYTEST_ADDOPTS": ""},
+        env={**os.environ, "PYTEST_ADDOPTS": "", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
         capture_output=True,
         text=True,
         check=False,

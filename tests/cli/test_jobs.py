@@ -1,6 +1,7 @@
 """``workers jobs``: looking, adding, and doing the same to many."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -133,7 +134,7 @@ class TestShow:
         done = cli("jobs show twin")
 
         assert done.code == 2
-        assert "mail, slow" in done.err
+        assert "write mail/twin or slow/twin" in done.err
         assert cli("jobs show slow/twin --json").json["name"] == "nap"
 
     def test_has_the_log(self, cli: Cli) -> None:
@@ -319,3 +320,103 @@ class TestFiles:
         ended.ok("queues obliterate mail --yes")
         assert ended("jobs import --file backup/mail.json --dry-run --json").json["imported"] == {"mail": 8}
         assert ended("jobs list --queue mail --json").json == []
+
+
+DUMP = '{{"schema": "workers.jobs/v1", "jobs": [{}]}}'
+JOB = '{"queue": "mail", "id": "n1", "name": "send", "state": "waiting", "data": {"to": "a"}}'
+
+
+class TestHostileFiles:
+    """What is not in order is refused in a line that names it, before anything is changed."""
+
+    @pytest.mark.parametrize(
+        ("name", "content", "code", "says"),
+        [
+            ("gone.json", None, 3, "gone.json: cannot be read: No such file"),
+            ("latin.json", b'{"schema": "\xff"}', 3, "not JSON, or cut off"),
+            ("deep.json", b"[" * 100_000, 3, "not JSON, or cut off"),
+            ("empty.json", b"", 3, "not JSON, or cut off"),
+            ("newer.json", b'{"schema": "workers.jobs/v2", "jobs": []}', 3, "no schema 'workers.jobs/v1'"),
+            ("list.json", b'{"schema": "workers.jobs/v1", "jobs": {}}', 3, "has no list of jobs"),
+            ("twice.json", DUMP.format(f"{JOB}, {JOB}").encode(), 1, "the file has this job twice"),
+            ("state.json", DUMP.format(JOB.replace("waiting", "flying")).encode(), 1, "$.state: Input should be"),
+            ("nan.json", DUMP.format(JOB.replace('"a"', "NaN")).encode(), 1, "not JSON compliant"),
+            ("fits.json", DUMP.format(JOB.replace('"to"', '"too"')).encode(), 1, "$.to: Field required"),
+            ("more.json", DUMP.format(JOB.replace('"id"', '"odd": 1, "id"')).encode(), 1, "$.odd: Extra inputs"),
+            ("name.json", DUMP.format(JOB.replace("n1", "a\\u0000b")).encode(), 1, "$.id: String should match"),
+        ],
+    )
+    def test_are_refused_whole(
+        self, ended: Cli, here: Path, name: str, content: bytes | None, code: int, says: str
+    ) -> None:
+        if content is not None:
+            (here / name).write_bytes(content)
+        before = ended("jobs list --json").json
+
+        done = ended(f"jobs import --file {name}")
+
+        assert (done.code, done.out) == (code, "")
+        assert says in done.err
+        assert "Traceback" not in done.err
+        assert ended("jobs list --json").json == before
+
+    def test_no_pipe_is_waited_for_and_no_folder_read(self, cli: Cli, here: Path) -> None:
+        os.mkfifo(here / "pipe.json")
+        (here / "folder.json").mkdir()
+
+        for name in ("pipe.json", "folder.json"):
+            done = cli(f"jobs import --file {name}")
+            assert (done.code, f"{name}: is no file" in done.err) == (3, True)
+
+    def test_links_in_place_of_files_are_neither_read_nor_written(self, ended: Cli, here: Path) -> None:
+        (here / "precious.json").write_text("mine")
+        (here / "backup").mkdir()
+        (here / "backup/mail.json").symlink_to(here / "precious.json")
+
+        for line in (
+            "jobs dump --folder backup --queue mail",
+            "jobs import --file backup/mail.json",
+            "jobs purge --max-age 0s --dump backup/mail.json --yes",
+        ):
+            done = ended(line)
+            assert (done.code, "is a link" in done.err) == (3, True)
+        assert (here / "precious.json").read_text() == "mine"
+        assert len(ended("jobs list --queue mail --json").json) == 8
+
+    def test_a_purge_overwrites_no_file(self, ended: Cli, here: Path) -> None:
+        (here / "old.json").write_text("all that is left of an earlier purge")
+
+        done = ended("jobs purge --max-age 0s --dump old.json --yes")
+
+        assert (done.code, "exists already and is left alone" in done.err) == (3, True)
+        assert (here / "old.json").read_text() == "all that is left of an earlier purge"
+        assert len(ended("jobs list --queue mail --json").json) == 8
+
+    def test_a_file_in_place_of_the_folder_is_told(self, ended: Cli, here: Path) -> None:
+        (here / "backup").write_text("mine")
+
+        done = ended("jobs dump --folder backup")
+
+        assert (done.code, "backup: is a file; name another folder" in done.err) == (3, True)
+        assert (here / "backup").read_text() == "mine"
+
+    def test_only_their_owner_may_read_them_and_nothing_else_is_left(self, ended: Cli, here: Path) -> None:
+        ended.ok("jobs dump --folder backup --queue mail")
+        ended.ok("jobs purge --max-age 0s --dump old.yaml --yes")
+
+        assert [file.name for file in (here / "backup").iterdir()] == ["mail.json"]
+        assert {(here / name).stat().st_mode & 0o777 for name in ("backup/mail.json", "old.yaml")} == {0o600}
+
+    def test_text_that_steers_terminals_comes_back_and_is_shown_escaped(self, ended: Cli, here: Path) -> None:
+        evil = "\x1b]0;owned\x07\r"
+        job = {**json.loads(JOB), "state": "failed", "name": f"n{evil}", "error": evil, "logs": [evil], "data": evil}
+        (here / "evil.json").write_text(DUMP.format(json.dumps(job)))
+
+        done = ended("jobs import --file evil.json")
+
+        assert done.code == 0, done.err
+        for line in ("jobs show n1 --logs --attempts", "jobs list", "jobs list --json"):
+            shown = ended.ok(line)
+            assert "\x1b" not in shown
+            assert "\r" not in shown
+        assert ended("jobs show n1 --json").json["error"] == evil

@@ -119,9 +119,12 @@ def _print(rows: Sequence[WorkerRow], registry: WorkerRegistry, runs: dict[str, 
 
 def _shown(instants: Sequence[datetime], zone: ZoneInfo) -> Iterator[str]:
     clock = "%H:%M" if all(not one.second for one in instants) else "%H:%M:%S"
-    for one in instants:
-        # A line may end between two of them only.
-        yield f"{one.astimezone(zone):%Y-%m-%d {clock} %Z}".replace(" ", _TOGETHER)
+    local = [one.astimezone(zone) for one in instants]
+    for one, before, after in zip(local, [None, *local], [*local[1:], None], strict=False):
+        # The day is said where it changes, the zone where the next one's is another; a line ends between two only.
+        day = "" if before is not None and before.date() == one.date() else "%Y-%m-%d "
+        name = "" if after is not None and after.tzname() == one.tzname() else " %Z"
+        yield f"{one:{day}{clock}{name}}".replace(" ", _TOGETHER)
 
 
 def _document(

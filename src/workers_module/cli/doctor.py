@@ -134,9 +134,14 @@ async def _size(session: Session, queue: str, counts: JobCounts) -> str:
     if not sizes:
         return "no jobs"
     size = sum(sizes) / len(sizes) * total
-    unit, shown = ("KiB", size / 1_024) if size < 1_048_576 else ("MiB", size / 1_048_576)
     failed = f", {counts.failed} of them failed" if counts.failed else ""
-    return f"{some(total, 'job')}{failed}, about {shown:,.1f} {unit} of data"
+    return f"{some(total, 'job')}{failed}, about {_bytes(size)} of data"
+
+
+def _bytes(size: float) -> str:
+    if size < 1_024:
+        return f"{size:.0f} bytes"
+    return f"{size / 1_024:,.1f} KiB" if size < 1_048_576 else f"{size / 1_048_576:,.1f} MiB"
 
 
 async def _abandoned(session: Session, queue: str, alive: set[str]) -> AsyncIterator[Finding]:

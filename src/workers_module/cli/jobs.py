@@ -14,7 +14,7 @@ from workers_module.cli import bulk, files
 from workers_module.cli.app import Face
 from workers_module.cli.failures import CommandFailedError, FoundError, UsageError
 from workers_module.cli.options import options
-from workers_module.cli.output import Column, clean, emit, emit_line, result, say, span, table, when
+from workers_module.cli.output import Column, clean, emit, emit_line, result, say, some, span, table, when
 from workers_module.cli.selecting import Filter, Queue, States, document, filter_of, find_job, states_of
 from workers_module.cli.session import Session, complete_queue, opened
 from workers_module.client.handle import JobHandle
@@ -179,7 +179,7 @@ def _print_event(queue: str, event: Event) -> None:
         return
     about = event.fields.get("failedReason") or event.fields.get("returnvalue") or event.fields.get("data") or ""
     # One line an event: what is longer is seen with `jobs show`.
-    result(clean(f"{queue:<12} {event.type:<16} {event.job_id or '':<20} {about[:200]}").rstrip(), None)
+    result(clean(f"{queue:<12} {event.type:<17} {event.job_id or '':<20} {about[:200]}").rstrip(), None)
 
 
 async def _follow(session: Session, job: Job[Any]) -> None:
@@ -190,6 +190,7 @@ async def _follow(session: Session, job: Job[Any]) -> None:
         printed = await _print_log(session, job, printed)
         current = await find_job(session, job.id, job.queue)
         if not current.state.ended:
+            say(f"following job {job.id} of {job.queue}, which is {current.state.value}; Ctrl-C ends it")
             async with anyio.create_task_group() as group:
                 group.start_soon(_keep_printing, session, job, printed)
                 async for batch in batches:
@@ -225,7 +226,7 @@ async def _print_log(session: Session, job: Job[Any], printed: int) -> int:
         if options().json:
             emit_line({"queue": job.queue, "id": job.id, "log": line})
         else:
-            result(f"{job.queue:<12} {'log':<16} {line}", None)
+            result(f"{job.queue:<12} {'log':<17} {line}", None)
     return printed + len(lines)
 
 
@@ -281,13 +282,13 @@ def _print_job(job: Job[Any], now: datetime, *, lines: Sequence[str] | None, att
         for number, trace in enumerate(job.traces, 1):
             result(f"\nfailure {number}\n{clean(trace, keep=chr(10))}", None)
     if lines is not None:
-        result(f"\nlog, {len(lines)} lines", None)
+        result(f"\nlog, {some(len(lines), 'line')}", None)
         for line in lines:
             result(clean(line, keep="\n"), None)
 
 
 def _crashes(count: int) -> str:
-    return f", {count} workers lost" if count else ""
+    return f", {some(count, 'worker')} lost" if count else ""
 
 
 def _payload(text: str) -> Any:

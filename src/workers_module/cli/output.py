@@ -150,11 +150,11 @@ def table(columns: Sequence[Column | str], rows: Iterable[Sequence[object]], *, 
     if not cells:
         say(empty)
         return
-    if not sys.stdout.isatty():
-        _print_plain(heads, cells)
-        return
     out = console()
-    _print_fitting(out, heads, cells)
+    if out.is_terminal:
+        _print_fitting(out, heads, cells)
+    else:
+        _print_plain(heads, cells)
 
 
 def fitting(columns: Sequence[Column | str], rows: Iterable[Sequence[object]], width: int) -> Table | None:

@@ -2,6 +2,7 @@
 
 import gc
 import logging
+import os
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -17,6 +18,8 @@ from workers_module.cli.options import options
 from workers_module.cli.output import messages, say, span
 from workers_module.cli.session import Session, built, session_of, settings_of
 from workers_module.cli.stopping import Stop
+from workers_module.cli.supervisor import PROCESS
+from workers_module.client.queue import JobCounts
 from workers_module.clock import span_ms
 from workers_module.errors import ConfigurationError
 from workers_module.job.events import QueueEvent, WorkerEvent, WorkerEventName
@@ -148,6 +151,11 @@ def _counting(wish: Wish, stop: Stop) -> list[Listener]:
 async def _tell(session: Session, workers: Workers, port: int | None, begun: float) -> None:
     """Tell people what runs here."""
     settings, out = session.settings, messages()
+    took = span((time.monotonic() - begun) * 1_000)
+    if os.environ.get(PROCESS, "0") != "0":
+        # The first of several processes has told what all of them run.
+        say(f"pid {os.getpid()} is ready too, in {took}.")
+        return
     rows = banner.worker_rows(session.registry, settings, workers.running)
     crons = await banner.crons(session.registry, session.scheduler, workers.running, await session.now())
     lines = [
@@ -159,9 +167,8 @@ async def _tell(session: Session, workers: Workers, port: int | None, begun: flo
         lines.append(f"  only jobs with one of these tags: {', '.join(settings.tags)}")
     if port is not None:
         lines.append(f"  probes on http://{settings.health.host}:{port}/live, /ready and /startup")
-    took = span((time.monotonic() - begun) * 1_000)
     grace = span(span_ms(settings.shutdown_grace))
-    lines.append(f"Ready in {took}. Ctrl-C stops after running jobs end ({grace}); twice stops at once.")
+    lines.append(f"Ready in {took}. Ctrl-C stops after running jobs end ({grace}); twice, at once.")
     for line in banner.wrapped(lines, out.width) if out.is_terminal else lines:
         say(line)
 
@@ -179,8 +186,15 @@ async def _drain(session: Session, workers: Workers, stop: Stop) -> None:
 
 async def _has_work(session: Session, queue: str) -> bool:
     counts = await session.inspector.counts(queue)
-    if counts.active:
-        return True
+    # A job that moves while the pages are read may be on none of them.
+    return (
+        bool(counts.active)
+        or await _has_ready(session, queue, counts)
+        or counts != await session.inspector.counts(queue)
+    )
+
+
+async def _has_ready(session: Session, queue: str, counts: JobCounts) -> bool:
     wanted = {*session.settings.tags}
     states = [JobState.WAITING, JobState.PRIORITIZED] if not counts.paused else []
     if counts.delayed:

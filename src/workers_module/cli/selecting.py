@@ -73,7 +73,7 @@ async def find_job(session: Session, id: str, queue: str | None) -> Job[Any]:
         where = f"queue {names[0]!r} has" if len(names) == 1 else "there is"
         raise CommandFailedError(f"{where} no job {id!r} (any more); see: workers jobs list")
     if len(found) > 1:
-        raise UsageError(f"several queues have a job {id!r}: {', '.join(job.queue for job in found)}; pass --queue")
+        raise UsageError(f"several queues have a job {id!r}; write {' or '.join(f'{job.queue}/{id}' for job in found)}")
     return found[0]
 
 

@@ -1,9 +1,10 @@
 """What a command works with: the application's container, or one made for a bare store."""
 
+import logging
 import os
 import tomllib
-from collections.abc import AsyncGenerator, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Generator, Iterable
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from difflib import get_close_matches
@@ -133,7 +134,10 @@ async def opened(*, app: bool = False, shared: bool = True, new: bool = False) -
         settings = await settings_of(container, shared=shared)
         if not new and not settings.in_memory:
             await _must_exist(settings)
-        yield await session_of(container, settings, has_app=target is not None)
+        # What a store warns of is said where workers start, and by doctor.
+        with _no_warnings():
+            session = await session_of(container, settings, has_app=target is not None)
+        yield session
 
 
 async def settings_of(container: AsyncContainer, *, shared: bool = False) -> WorkersSettings:
@@ -167,6 +171,18 @@ async def session_of(container: AsyncContainer, settings: WorkersSettings, *, ha
         info=await store.open(),
         has_app=has_app,
     )
+
+
+@contextmanager
+def _no_warnings() -> Generator[None]:
+    log = logging.getLogger("workers_module.module")
+    before = log.level
+    if not options().verbose:
+        log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
 
 
 async def _must_exist(settings: WorkersSettings) -> None:

@@ -20,6 +20,8 @@ QUICK_ENDS: Final = 5
 MOST_PAUSE_S: Final = 60.0
 SUPERVISOR: Final = "SUPERVISOR_OF_WORKERS"
 """The variable in which a process finds the id of the one that started it, and ends with it."""
+PROCESS: Final = "PROCESS_OF_WORKERS"
+"""The variable in which it finds its number among those, from 0."""
 _FINAL: Final = frozenset({ExitCode.USAGE, ExitCode.TARGET})
 _LAST_S: Final = 5.0
 _RELOAD_S: Final = 2.0
@@ -108,7 +110,7 @@ class Supervisor:
 
     async def _run_one(self, number: int) -> int:
         command, more = self._command(number)
-        environment = {**os.environ, **more, SUPERVISOR: str(os.getpid())}
+        environment = {**os.environ, **more, SUPERVISOR: str(os.getpid()), PROCESS: str(number)}
         # In a session of its own: Ctrl-C on the terminal reaches it through us alone, once.
         process = await anyio.open_process(
             command, stdin=subprocess.DEVNULL, stdout=None, stderr=None, env=environment, start_new_session=True

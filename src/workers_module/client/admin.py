@@ -241,7 +241,13 @@ class JobsAdmin:
                 count += len(await remove_all(self._store, name, states, older_than=before, on_progress=tell))
             return count
         found: dict[str, list[str]] = {}
-        async with DumpFile(target_of(dump), _format_of(dump)) as file:
+        target = target_of(dump)
+        if target.exists():
+            # It may hold the only copy of what an earlier purge deleted.
+            raise ConfigurationError(
+                f"{dump}: exists already and is left alone; name another file, nothing was deleted"
+            )
+        async with DumpFile(target, _format_of(dump)) as file:
             for name in queues:
                 async for record in self._records(name, states, payload=True):
                     if _is_older(record, before):
@@ -345,7 +351,11 @@ class JobsAdmin:
         tell = on_progress or _nobody
         states = _states(state, ALL_STATES)
         place = target_of(folder)
-        await run_sync(partial(place.mkdir, mode=0o700, parents=True, exist_ok=True))
+        try:
+            await run_sync(partial(place.mkdir, mode=0o700, parents=True, exist_ok=True))
+        except OSError as error:
+            why = "is a file" if isinstance(error, FileExistsError) else f"cannot be made: {error.strerror}"
+            raise ConfigurationError(f"{folder}: {why}; name another folder, nothing was written") from None
         count = 0
         for name in await self._queues(queue):
             # What Node allows in a queue's name must not leave the folder.

@@ -401,10 +401,11 @@ def _read(path: Path, max_bytes: int) -> bytes:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
     except OSError as error:
         raise ConfigurationError(f"{path}: cannot be read: {error.strerror}") from None
+    found = os.fstat(descriptor)
+    if not stat.S_ISREG(found.st_mode):
+        os.close(descriptor)
+        raise ConfigurationError(f"{path}: is no file; name one that jobs dump or purge wrote")
     with os.fdopen(descriptor, "rb") as file:
-        found = os.fstat(descriptor)
-        if not stat.S_ISREG(found.st_mode):
-            raise ConfigurationError(f"{path}: is no file")
         if found.st_size > max_bytes:
             raise TooLargeError(f"{path}: {found.st_size:,} bytes; the limit is {max_bytes:,}")
         return file.read(max_bytes + 1)

@@ -616,7 +616,7 @@ class Consumer:
     def _cancel_runs(self) -> None:
         runs = [item for item in self.held.values() if isinstance(item, Run) and not item.ended]
         if runs:
-            _log.warning("queue %s: %d jobs still run at the end of the grace; cancelled", self.queue, len(runs))
+            _log.warning("queue %s: the grace is over; jobs cancelled: %d", self.queue, len(runs))
         for run in runs:
             run.cancel(CancelReason.SHUTDOWN)
 
