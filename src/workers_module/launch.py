@@ -204,11 +204,12 @@ class Launcher:
             capture_logging=settings.capture_logging,
         )
 
-    async def stepper(self, on_error: Callable[[JobRecord, BaseException], None]) -> Stepper:
+    async def stepper(self, on_error: Callable[[JobRecord, BaseException], None], *, alone: bool = False) -> Stepper:
         """Return what runs due jobs of all workers in the caller's task, for tests.
 
         Args:
             on_error: Told of each job that failed for good.
+            alone: It stands for the whole fleet: jobs of every tag are its own, and so is what was abandoned.
         """
         plan = await self._registry.plan(self._registry.select("all"), concurrency=1)
         hooks = Hooks(plan.listeners)
@@ -222,7 +223,8 @@ class Launcher:
             settings=settings.consumer,
             ticker=ticker,
             ticks=ticks,
-            sweeper=settings.sweeper(self._store, ticker, hooks),
+            sweeper=settings.sweeper(self._store, ticker, hooks) if alone else None,
+            every_tag=alone,
         )
 
 

@@ -1,14 +1,16 @@
 """One application, four ways to run its jobs: what changes between them is configuration, never a line of code."""
 
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from uuid import uuid4
 
 import anyio
 import pytest
 from dishka import AsyncContainer, FromDishka, Provider, Scope, make_async_container
 from pydantic import BaseModel, ValidationError
 
+from tests.servers import empty_schema, shared_redis
 from workers_module import (
     Dispatcher,
     Inspector,
@@ -96,20 +98,33 @@ class App(Provider):
         self.provide(Journal)
 
 
-MODES = {
-    "background_queue": {"QUEUE_URL": "sqlite:///jobs.db"},
-    "background_async": {"WORKERS_MODE": "background_async"},
-    "foreground_blocking": {"WORKERS_MODE": "foreground_blocking"},
-    "in_process": {"WORKERS_IN_PROCESS": "true"},
+def on_redis() -> dict[str, str]:
+    url, prefix = shared_redis()
+    return {"QUEUE_URL": url, "WORKERS_QUEUE__PREFIX": f"{prefix}-{uuid4().hex[:8]}"}
+
+
+def on_postgres() -> dict[str, str]:
+    url, schema = empty_schema()
+    return {"QUEUE_URL": f"{url}{'&' if '?' in url else '?'}schema={schema}"}
+
+
+MODES: dict[str, Callable[[], dict[str, str]]] = {
+    "background_queue": lambda: {"QUEUE_URL": "sqlite:///jobs.db"},
+    "background_queue on redis": on_redis,
+    "background_queue on postgres": on_postgres,
+    "background_async": lambda: {"WORKERS_MODE": "background_async"},
+    "foreground_blocking": lambda: {"WORKERS_MODE": "foreground_blocking"},
+    "in_process": lambda: {"WORKERS_IN_PROCESS": "true"},
 }
+SERVERS = {"redis": pytest.mark.redis, "postgres": pytest.mark.postgres}
 
 
-@pytest.fixture(params=MODES)
+@pytest.fixture(params=[pytest.param(name, marks=SERVERS.get(name.split()[-1], ())) for name in MODES])
 async def app(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> AsyncIterator[AsyncContainer]:
     monkeypatch.chdir(tmp_path)
-    for name, value in MODES[request.param].items():
+    for name, value in MODES[request.param]().items():
         monkeypatch.setenv(name, value)
     root = WorkersModule.for_root(processors=[OrderProcessor, Calculator, report, figures])
     container = make_async_container(App(), root)

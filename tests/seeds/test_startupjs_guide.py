@@ -14,6 +14,7 @@ import pytest
 from dishka import AsyncContainer, FromDishka, Provider, Scope, make_async_container
 
 from tests.seeds import boxed
+from tests.seeds.worker_jobs.cleanup import cleanup
 from tests.seeds.worker_jobs.generate_report import Report, generate_report
 from tests.seeds.worker_jobs.send_otp import Otp, send_otp
 from tests.seeds.worker_jobs.send_welcome_email import Welcome, send_welcome_email
@@ -203,12 +204,12 @@ class TestCron:
 
 class TestSingleton:
     async def test_one_in_flight_whatever_the_data(self, t: WorkerTest) -> None:
-        first = await t.dispatcher.perform_later("cleanup")
-        second = await t.dispatcher.perform_later("cleanup")
+        first = await t.dispatcher.perform_later(cleanup)
+        second = await t.dispatcher.perform_later(cleanup)
         assert (second.id, second.deduplicated) == (first.id, True)
         await t.drain()
         assert await second.result() == "clean"
-        assert not (await t.dispatcher.perform_later("cleanup")).deduplicated
+        assert not (await t.dispatcher.perform_later(cleanup)).deduplicated
 
     async def test_one_in_flight_per_key_and_others_beside_it(self, t: WorkerTest, app: App) -> None:
         ann = await t.dispatcher.perform_later(send_otp, Otp(phone="ann", code="1"))

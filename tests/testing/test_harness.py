@@ -31,7 +31,7 @@ from workers_module import (
     processor,
 )
 from workers_module.job.record import Token
-from workers_module.store.base import Step
+from workers_module.store.base import JobSpec, Step
 from workers_module.store.open import drop_store
 from workers_module.testing import WorkerTest, worker_test
 
@@ -228,6 +228,33 @@ class TestTheRest:
         handle = await queue.add("welcome", ADA)
         await t.drain()
         assert await handle.result() == "<1>"
+
+    async def test_what_lives_for_a_request_lives_as_long_as_the_test(self, app: App) -> None:
+        class Session:
+            closed = False
+
+        async def session() -> AsyncIterator[Session]:
+            opened = Session()
+            yield opened
+            opened.closed = True
+
+        app.provide(session, scope=Scope.REQUEST)
+        async with worker_test(app, processors=[double]) as t:
+            mine = await t.get(Session)
+            assert await t.get(Session) is mine
+            await t.drain()
+            assert not mine.closed
+        assert mine.closed
+
+    async def test_a_queue_comes_by_its_name_too(self, t: WorkerTest) -> None:
+        named = await t.get(Annotated[Queue[Welcome], InjectQueue("mail")])
+        assert named is await t.get(MailQueue)
+
+    async def test_a_job_whose_data_do_not_fit_can_be_looked_at(self, t: WorkerTest) -> None:
+        await t.store.add([JobSpec(queue="numbers", name="double", data=b'{"from": "elsewhere"}')])
+        await t.drain(raise_errors=False)
+        [failed] = t.jobs("numbers", "failed")
+        assert failed.data == {"from": "elsewhere"}
 
     async def test_idempotent_handlers_pass_and_others_are_named(self, t: WorkerTest) -> None:
         await t.assert_idempotent(double, 4)

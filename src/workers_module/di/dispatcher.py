@@ -107,6 +107,22 @@ class Dispatcher:
 
     @overload
     async def perform_later(
+        self,
+        handler: Callable[[], Awaitable[R]],
+        args: None = None,
+        /,
+        *,
+        tx: object = None,
+        **options: Unpack[JobOptions],
+    ) -> JobHandle[R]: ...
+
+    @overload
+    async def perform_later(
+        self, handler: Callable[[], R], args: None = None, /, *, tx: object = None, **options: Unpack[JobOptions]
+    ) -> JobHandle[R]: ...
+
+    @overload
+    async def perform_later(
         self, handler: str, args: Any = None, /, *, tx: object = None, **options: Unpack[JobOptions]
     ) -> JobHandle[Any]: ...
 
@@ -154,6 +170,12 @@ class Dispatcher:
 
     @overload
     async def perform_now(self, handler: Callable[Concatenate[A, ...], R], args: A, /) -> R: ...
+
+    @overload
+    async def perform_now(self, handler: Callable[[], Awaitable[R]], args: None = None, /) -> R: ...
+
+    @overload
+    async def perform_now(self, handler: Callable[[], R], args: None = None, /) -> R: ...
 
     @overload
     async def perform_now(self, handler: str, args: Any = None, /) -> Any: ...
@@ -248,6 +270,28 @@ class Dispatcher:
         self,
         handler: Callable[Concatenate[A, ...], R],
         args: A,
+        /,
+        *,
+        wait: Duration | Missing | None = MISSING,
+        **options: Unpack[JobOptions],
+    ) -> R: ...
+
+    @overload
+    async def run_job(
+        self,
+        handler: Callable[[], Awaitable[R]],
+        args: None = None,
+        /,
+        *,
+        wait: Duration | Missing | None = MISSING,
+        **options: Unpack[JobOptions],
+    ) -> R: ...
+
+    @overload
+    async def run_job(
+        self,
+        handler: Callable[[], R],
+        args: None = None,
         /,
         *,
         wait: Duration | Missing | None = MISSING,

@@ -247,7 +247,8 @@ async def worker_test(
         failed: list[BaseException] = []
         stepper: Stepper | None = None
         if (await container.get(WorkersSettings)).mode is not WorkerMode.FOREGROUND_BLOCKING:
-            stepper = await (await container.get(Launcher)).stepper(lambda _, error: failed.append(error))
+            launcher = await container.get(Launcher)
+            stepper = await launcher.stepper(lambda _, error: failed.append(error), alone=True)
             await stepper.begin()
         yield WorkerTest(
             container,

@@ -23,8 +23,7 @@ class Stepper:
     """Runs everything that is due, one job at a time.
 
     The same decisions, schedules and settling as `Consumer`, without its loop, renewals and waiting: meant for a store
-    whose clock stands still meanwhile. Unless the settings name tags it takes every job, whatever its tags: it stands
-    for all workers there are.
+    whose clock stands still meanwhile.
     """
 
     def __init__(
@@ -38,6 +37,7 @@ class Stepper:
         ticker: Ticker,
         ticks: LocalTicks | None = None,
         sweeper: Sweeper | None = None,
+        every_tag: bool = False,
     ) -> None:
         """Prepare; the ticker's `prepare` and the ticks' `begin` are called by `begin`.
 
@@ -50,6 +50,7 @@ class Stepper:
             ticker: Asked about the jobs of schedules.
             ticks: What fires past the store.
             sweeper: Brings back what others have abandoned.
+            every_tag: Take every job, whatever its tags, unless the settings name some.
         """
         self._store = store
         self._queues = [(queue, Intake(queue, executor, settings)) for queue in plan.queues]
@@ -59,6 +60,7 @@ class Stepper:
         self._ticker = ticker
         self._ticks = ticks
         self._sweeper = sweeper
+        self._every_tag = every_tag and not settings.tags
         self._tags: dict[str, set[str]] = {queue.queue: set() for queue in plan.queues}
         self._tokens = Tokens()
         self._wake_at: int | None = None
@@ -101,7 +103,7 @@ class Stepper:
 
     def _shares(self, queue: str) -> list[tuple[str, ...]]:
         """Return the tags of each claim that together bring every job of a queue."""
-        if self._settings.tags:
+        if not self._every_tag:
             return [self._settings.tags]
         tags = self._tags[queue]
         return [(), tuple(sorted(tags))] if tags else [()]
@@ -109,7 +111,7 @@ class Stepper:
     async def _finds_tags(self) -> bool:
         """Look at what was left for tags that no claim has asked for yet."""
         found = False
-        for queue, known in self._tags.items() if not self._settings.tags else ():
+        for queue, known in self._tags.items() if self._every_tag else ():
             start, more = 0, True
             while more:
                 page = await self._store.page(queue, (*READY, JobState.DELAYED), start=start, limit=_PAGE)

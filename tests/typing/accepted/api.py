@@ -111,6 +111,16 @@ async def by_job(job: Job[EmailJob], ctx: JobContext) -> float:
     return 1.0
 
 
+@job()
+async def nightly() -> int:
+    return 1
+
+
+@job()
+def rebuild() -> str:
+    return "rebuilt"
+
+
 class Ticker:
     @interval("10s")
     async def tick(self, mailer: FromDishka[Mailer]) -> None: ...
@@ -134,6 +144,8 @@ async def dispatching(jobs: Dispatcher, mail: EmailJob, welcome: WelcomeJob, wor
     assert_type(await jobs.perform_later(send, mail, deduplication=Dedup.simple("x")), JobHandle[bool])
     assert_type(await jobs.perform_later(report, mail), JobHandle[str])
     assert_type(await jobs.perform_later(by_job, mail), JobHandle[float])
+    assert_type(await jobs.perform_later(nightly), JobHandle[int])
+    assert_type(await jobs.perform_later(rebuild, None, delay="5s"), JobHandle[str])
     assert_type(await jobs.perform_later("build_report"), JobHandle[Any])
     assert_type(await jobs.perform_later("build_report", {"a": 1}, tx=object()), JobHandle[Any])
 
@@ -146,6 +158,8 @@ async def dispatching(jobs: Dispatcher, mail: EmailJob, welcome: WelcomeJob, wor
     assert_type(await jobs.perform_now(send, mail), bool)
     assert_type(await jobs.perform_now(report, mail), str)
     assert_type(await jobs.perform_now(by_job, mail), float)
+    assert_type(await jobs.perform_now(nightly), int)
+    assert_type(await jobs.perform_now(rebuild), str)
     assert_type(await jobs.perform_now("build_report"), Any)
 
     assert_type(await jobs.run_job(Calculator, 1), str)
@@ -157,6 +171,8 @@ async def dispatching(jobs: Dispatcher, mail: EmailJob, welcome: WelcomeJob, wor
     assert_type(await jobs.run_job(send, mail), bool)
     assert_type(await jobs.run_job(report, mail), str)
     assert_type(await jobs.run_job(by_job, mail), float)
+    assert_type(await jobs.run_job(nightly, wait="1m"), int)
+    assert_type(await jobs.run_job(rebuild), str)
     assert_type(await jobs.run_job("build_report", 1), Any)
     assert_type(await jobs.perform_now(Legacy.process, {"any": "thing"}), Any)
 

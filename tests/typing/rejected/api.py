@@ -56,6 +56,11 @@ async def by_job(job: Job[EmailJob]) -> bool:
     return True
 
 
+@job()
+async def nightly() -> int:
+    return 1
+
+
 async def wrong_payloads(jobs: Dispatcher, emails: EmailQueue, worker: EmailProcessor) -> None:
     await jobs.perform_later(EmailProcessor.welcome, Other(n=1))  # error
     await jobs.perform_later(EmailProcessor.count, Other(n=1))  # error
@@ -66,6 +71,8 @@ async def wrong_payloads(jobs: Dispatcher, emails: EmailQueue, worker: EmailProc
     await jobs.perform_later(by_job, Other(n=1))  # error
     await jobs.perform_now(EmailProcessor.welcome, "ada")  # error
     await jobs.run_job(send, {"to": "ada"})  # error
+    await jobs.perform_later(send)  # error
+    await jobs.run_job(nightly, Other(n=1))  # error
     await emails.add("welcome", Other(n=1))  # error
 
 
