@@ -18,6 +18,7 @@ from tests.store.helpers import (
     listening,
     numbers,
     settle,
+    spec,
     step,
     sweep,
     types_of,
@@ -122,3 +123,14 @@ async def test_settling_goes_on_while_another_trims(store: PostgresStore, raw: A
         with anyio.fail_after(PATIENCE):
             assert await settle(store, jobs[1], Completed(b"1", Keep(count=1))) == "ok"
             assert ids_of(await claim(store)) == ["c"]
+
+
+async def test_an_id_that_somebody_took_meanwhile_is_chosen_anew(store: PostgresStore, raw: Any) -> None:
+    await add(store, "a")
+    # What a transaction looks like that has not noted its number yet when the next one is drawn.
+    columns = "n, seq, q, state, added, id, name, opts, data"
+    await raw.execute(f"INSERT INTO job ({columns}) VALUES (900, 921600, 1, 1, 0, '1', '', '{{}}', '{{}}')")
+    await raw.execute("SELECT counted(1, ARRAY[1, 0, 0, 0, 0, 0, 0])")
+    assert [one.id for one in await store.add([spec(), spec()])] == ["2", "3"]
+    assert await numbers(store) == {"waiting": 4}
+    await assert_sound(store)

@@ -5,12 +5,14 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+import anyio
 import asyncpg
 import pytest
 
-from tests.store.helpers import Q, add, claim, spec, step
+from tests.store.helpers import PATIENCE, Q, add, claim, spec, step
 from workers_module.job.outcome import Completed, Failed, Keep, Retry
 from workers_module.store.base import DedupSpec, Settle, Sweep
+from workers_module.store.postgres import notify
 from workers_module.store.postgres.connect import Connection
 from workers_module.store.postgres.store import PostgresStore
 
@@ -183,7 +185,7 @@ async def test_each_operation_is_one_round_trip(
     await store.counts([Q, "q1"])
     await store.page(Q, [])
     assert sent() == 4
-    await store.wait(step(5, queue="empty"), 0.01)
+    await store.wait(step(5, queue="empty"), 0.5)
     assert sent() == 2
     await store.close()
 
@@ -196,3 +198,32 @@ async def test_who_waits_asks_once_a_second_at_most(live: PostgresStore, counter
     # At once, after the first second, and when the time was over.
     assert len(asked) <= 3
     assert len(counter.sent) <= 6
+
+
+async def test_events_alone_are_told_less_often_while_batches_end_and_jobs_at_once(
+    live: PostgresStore, counter: Counter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(notify, "RUSH", 600.0)
+
+    def told() -> int:
+        return sum("pg_notify" in sql for sql in counter.sent)
+
+    async def until_told(times: int) -> None:
+        with anyio.fail_after(PATIENCE):
+            while told() < times:  # noqa: ASYNC110 - what is sent is counted
+                await anyio.sleep(0.005)
+
+    await live.add([spec() for _ in range(100)])
+    await until_told(1)
+    jobs = await claim(live, 100)
+    await until_told(2)
+    for some in (jobs[:40], jobs[40:80]):
+        await live.step(step(outcomes=[Settle(job.held, Completed(b"1")) for job in some]))
+    # A rush: told when a job is ready, not before.
+    await anyio.sleep(5 * notify.DEBOUNCE)
+    assert told() == 2
+    await live.add([spec()])
+    await until_told(3)
+    # Few ended since: told at once.
+    await live.step(step(outcomes=[Settle(job.held, Completed(b"1")) for job in jobs[80:90]]))
+    await until_told(4)

@@ -276,11 +276,11 @@ class PostgresStore:
             self._hub.hint(queue, jobs)
         self._news.hint_all(queue)
 
-    def _changed(self, queue: str, jobs: int) -> None:
+    def _changed(self, queue: str, jobs: int, ended: int = 0) -> None:
         """Tell everybody that so many jobs of a queue became ready, or (0) that it has events."""
         self._heard(queue, jobs)
         if self._notifier is not None:
-            self._notifier.mark(queue, jobs)
+            self._notifier.mark(queue, jobs, ended)
 
     def _told(self, queues: Sequence[str], *besides: str) -> None:
         """Tell of the other queues a call has changed something in."""
@@ -396,7 +396,7 @@ class PostgresStore:
         jobs = to_claims(req.queue, req.token, claimed)
         hint: int = last["hint"]
         if hint or jobs or SettleCode.OK in settled:
-            self._changed(req.queue, _ALL if hint and last["tagged"] else hint)
+            self._changed(req.queue, _ALL if hint and last["tagged"] else hint, len(settled))
         self._told(last["news"], req.queue)
         return StepReply(settled, jobs, last["wake_at"], last["paused"], last["now"])
 

@@ -5,7 +5,7 @@
 -- single row whose ord is negative: -1 the parent (id in queue) is unknown, -2 the spec names itself, -3 it has another
 -- parent (queue and id), -4 this is not the database p_home; at is the spec. A refused call has changed nothing.
 
--- Jobs of one queue that depend on nothing, and whose ids are chosen here, all ready at once or all delayed.
+-- Jobs of one queue that depend on nothing, and whose ids are chosen here: nothing is there to be met.
 CREATE FUNCTION added_new(
     p_q int, p_names bytea[], p_data bytea[], p_opts bytea[], p_priority int[], p_lifo boolean[], p_stamp bigint[],
     p_due bigint[], p_delay bigint[], p_max int[], p_tags text[], p_on_crash boolean[], p_policy smallint[], p_now bigint
