@@ -201,7 +201,7 @@ async def test_without_the_right_to_end_a_sleep_the_server_ends_it(
     await root("ACL", "SETUSER", "ada", "on", ">right", "~*", "+@all", f"-{missing}")
     store = RedisStore(f"{url}?username=ada&password=right")
     await store.open()
-    await add(store, "late", delay_ms=20)
+    await add(store, "late", delay_ms=300)
     assert (await store.step(step(1))).jobs == []
     assert ids_of((await store.wait(step(1), LONG)).jobs) == ["late"]
     await store.close()

@@ -22,11 +22,12 @@ from tests.store.helpers import (
     spec,
     step,
     sweep,
+    token,
 )
 from tests.store.redis.conftest import Raw
 from workers_module.clock import FrozenClock
 from workers_module.errors import InvalidNameError
-from workers_module.job.outcome import Completed, Keep
+from workers_module.job.outcome import Completed, Failed, Keep, Release, Retry
 from workers_module.job.record import ChildPolicy, ParentRef
 from workers_module.job.state import JobState
 from workers_module.store.base import (
@@ -529,3 +530,95 @@ async def test_a_waiting_worker_is_seen_under_nodes_name(live: RedisStore, raw: 
     listed: Any = await raw("CLIENT", "LIST")
     text = listed if isinstance(listed, str) else "\n".join(str(one.get("name")) for one in listed)
     assert text.count(f"{place[1]}:bWFpbA==:w:adaone") == 1
+
+
+# --- batches ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "ended", [["a", "c", "d", "f", "g"], ["e", "f", "g", "h"], ["a", "b", "c", "d"], list("hgfedcba")]
+)
+async def test_a_batch_leaves_the_list_of_active_jobs_in_order(store: RedisStore, raw: Raw, ended: list[str]) -> None:
+    await add(store, *"abcdefgh")
+    jobs = {job.record.id: job for job in await claim(store, 8)}
+    reply = await store.step(step(outcomes=[Settle(jobs[id].held, Completed(b"1")) for id in ended]))
+    assert {code.value for code in reply.settled} == {"ok"}
+    assert await raw("LRANGE", "{}active", 0, -1) == [id for id in reversed("abcdefgh") if id not in ended]
+    assert await raw("ZRANGE", "{}completed", 0, -1) == ended
+    assert await raw("EXISTS", *(f"{{}}{id}:lock" for id in ended)) == 0
+
+
+async def test_a_batch_of_all_kinds_settles_each(store: RedisStore, raw: Raw) -> None:
+    await add(store, *"abcdefg")
+    jobs = {job.record.id: job.held for job in await claim(store, 7)}
+    await raw("LREM", "{}active", 1, "e")
+    reply = await store.step(
+        step(
+            outcomes=[
+                Settle(jobs["a"], Completed(b"1")),
+                Settle(jobs["b"], Retry(0, "boom", b"")),
+                Settle(jobs["c"], Completed(b"2", Keep(count=0))),
+                Settle(jobs["d"], Failed("boom", b"")),
+                Settle(jobs["e"], Completed(b"3")),
+                Settle(jobs["a"], Completed(b"4")),
+                Settle(jobs["f"], Release()),
+                Settle(jobs["g"]._replace(token=token()), Completed(b"5")),
+            ]
+        )
+    )
+    assert [code.value for code in reply.settled] == [
+        "ok", "ok", "ok", "ok", "lease_lost", "already", "ok", "lease_lost"
+    ]  # fmt: skip
+    assert await raw("LRANGE", "{}active", 0, -1) == ["g"]
+    assert await raw("LRANGE", "{}wait", 0, -1) == ["b", "f"]
+    assert await raw("HGET", "{}a", "returnvalue") == "1"
+    assert await raw("EXISTS", "{}c") == 0
+    # It lies nowhere any more: its own list was edited by hand.
+    await raw("DEL", "{}e")
+
+
+async def test_what_is_noted_on_a_running_job_counts_at_its_end(store: RedisStore, raw: Raw) -> None:
+    await add(store, "parent", "child")
+    parent, child = await claim(store, 2)
+    await store.add([spec("child", parent=ParentRef(Q, "parent"))])
+    await edit(store, "child", cancel=True)
+    await complete(store, child)
+    assert await raw("HGETALL", "{}parent:processed") == {f"{store._keys.place(Q)}:child": "null"}
+    assert await raw("HEXISTS", "{}child", "wm:cancel") == 0
+    await complete(store, parent)
+
+
+async def test_jobs_that_differ_in_more_than_their_data_are_told_apart(store: RedisStore, raw: Raw) -> None:
+    await store.add(
+        [
+            spec(data=b"1"),
+            spec(data=b"2"),
+            spec(data=b"3", name="call"),
+            spec(data=b"4", opts=b'{"x":1}'),
+            spec(data=b"5", priority=7),
+            spec(data=b"6", priority=7),
+            spec("own", data=b"7"),
+            spec("own", data=b"8"),
+            spec(data=b"9", queue="other"),
+            spec(data=b"10"),
+        ]
+    )
+    stored = [await raw("HMGET", f"{{}}{id}", "name", "data", "opts", "priority") for id in (*"123456", "own", "9")]
+    assert stored == [
+        ["send", "1", "{}", "0"],
+        ["send", "2", "{}", "0"],
+        ["call", "3", "{}", "0"],
+        ["send", "4", '{"x":1}', "0"],
+        ["send", "5", "{}", "7"],
+        ["send", "6", "{}", "7"],
+        ["send", "7", "{}", "0"],
+        ["send", "10", "{}", "0"],
+    ]
+
+
+async def test_a_number_that_is_taken_is_passed_over(store: RedisStore, raw: Raw) -> None:
+    await add(store, "2", "5")
+    await raw("SET", "{}id", "0")
+    added = await store.add([spec() for _ in range(4)])
+    assert len({one.id for one in added} | {"2", "5"}) == 6
+    assert sorted(await raw("LRANGE", "{}wait", 0, -1)) == sorted(["2", "5", *(one.id for one in added)])

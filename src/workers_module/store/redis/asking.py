@@ -65,12 +65,12 @@ def write_outcomes(args: list[Argument], outcomes: Sequence[Settle]) -> None:
     members: list[Argument] = []
     last: tuple[str, str, Keep | None] | None = None
     number = size = 0
-    for (id, token, fence, _), outcome in outcomes:
+    for (id, token, fence, plain), outcome in outcomes:
         keep: Keep | None = None
         texts: tuple[Argument, ...]
         match outcome:
             case Completed(result, keep):
-                kind, texts = "c", (id, fence, result)
+                kind, texts = "C" if plain else "c", (id, fence, result)
             case Failed(reason, trace, keep):
                 kind, texts = "f", (id, fence, reason, trace or "")
             case Retry(delay_ms, reason, trace):

@@ -30,6 +30,11 @@ _PARENT: Final = re.compile(
     re.DOTALL,
 )
 _ACTIVE: Final = JobState.ACTIVE
+_STARTED: Final = [
+    *(b"name", b"data", b"opts", b"timestamp", b"delay", b"priority"),
+    *(b"processedOn", b"pb", b"ats"),
+]
+"""The fields of a job without any peculiarity, in the order in which we and BullMQ write them; then its start's."""
 _NO_TAGS: Final[tuple[str, ...]] = ()
 
 
@@ -228,6 +233,11 @@ def read_record(
             find(b"returnvalue"),
         ),
     )
+
+
+def is_plain(record: JobRecord, flat: Sequence[bytes]) -> bool:
+    """Return whether a running job is one that `read_plain` read when it started, and to which nothing was added."""
+    return record.fence == 1 and not record.priority and flat[::2] == _STARTED
 
 
 def read_plain(

@@ -81,6 +81,7 @@ from workers_module.store.redis.faults import CutOffError, said
 from workers_module.store.redis.fields import (
     FLAGS,
     Started,
+    is_plain,
     read_plain,
     read_record,
     record_fields,
@@ -127,6 +128,8 @@ _TO: Final[dict[type[Action], str]] = {Remove: "removed", RetryAgain: "waiting",
 _UNKNOWN_PARENT: Final = -5
 _OTHER_PARENT: Final = -7
 _ACTIVE: Final = JobState.ACTIVE
+_PLAIN: Final = 1
+"""The handle of a job whose hash had nothing but what every job has when it was claimed: it is settled with less."""
 
 _ADD: Final = script("add-2")
 _STEP: Final = script("step-2")
@@ -407,7 +410,8 @@ class RedisStore:
         queue, token, keys = req.queue, req.token, self._keys
         texts = iter(jobs)
         for job in texts:
-            if isinstance(job, bytes):
+            plain = isinstance(job, bytes)
+            if plain:
                 id = job.decode()
                 record = read_plain(queue, id, next(texts), next(texts), next(texts), next(texts), instant, req.worker)
             else:
@@ -415,7 +419,9 @@ class RedisStore:
                 id = raw.decode()
                 started = Started(int(start), instant, req.worker) if start else None
                 record = read_record(keys, queue, id, tags, _ACTIVE, flat, started=started)
-            held: Held = tuple.__new__(Held, (id, token, record.fence, None))
+                # One that is asked for again is what it was.
+                plain = started is None and not tags and is_plain(record, flat)
+            held: Held = tuple.__new__(Held, (id, token, record.fence, _PLAIN if plain else None))
             claimed.append(tuple.__new__(Claimed, (record, held)))
         return StepReply([CODES[code] for code in codes], claimed, due, paused == 1, instant)
 

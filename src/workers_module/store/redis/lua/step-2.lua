@@ -12,8 +12,9 @@ ARGV[11]  minutes of metrics to keep
 ARGV[12]  "1": first return what is active under the token
 ARGV[13]  how many groups of outcomes that have the first three words in common
 ARGV[14…] each: kind, token, keep, how many outcomes, and for each of these id, fence, and by kind:
-          c completed: result         f failed: reason, trace or ""         r retry: delay, reason, trace or ""
-          s snooze: delay             l release: -                          w wait for children: child or "", any ("1")
+          c completed: result         C the same, of a job that came as five texts (see below)
+          f failed: reason, trace or ""         r retry: delay, reason, trace or ""       s snooze: delay
+          l release: -                w wait for children: child or "", any ("1")
           keep, of completed and failed: "count:age:limit", each part may be empty; or ""
 
 Returns   now, paused, wake_at or "", version of a foreign peer or "",
@@ -27,24 +28,26 @@ Returns   now, paused, wake_at or "", version of a foreign peer or "",
 local OK, MISSING, ALREADY, LOST, PENDING, CHILD_FAILED, NOTHING = 0, 1, 2, 3, 4, 5, 6
 local TOKEN, WORKER, TAKE, LEASE = ARGV[4], ARGV[5], tonumber(ARGV[6]), tonumber(ARGV[7])
 local METRICS = tonumber(ARGV[11])
+-- A global is looked up by its name each time.
+local ARGS, tonumber = ARGV, tonumber
 local base = queue_place(QUEUE)
 local others = tagged(base)
 local changed = false
 
 -- settling
 
-local TEXTS = { c = 3, f = 4, r = 5, s = 3, l = 2, w = 4 }
+local TEXTS = { C = 3, c = 3, f = 4, r = 5, s = 3, l = 2, w = 4 }
 local heads, froms, keys, locks = {}, {}, {}, {}
 local count = 0
 do
   local head = 14
-  for _ = 1, tonumber(ARGV[13]) do
-    local texts = TEXTS[ARGV[head]]
+  for _ = 1, tonumber(ARGS[13]) do
+    local texts = TEXTS[ARGS[head]]
     local from = head + 4
-    head = from + tonumber(ARGV[head + 3]) * texts
+    head = from + tonumber(ARGS[head + 3]) * texts
     for at = from, head - 1, texts do
       count = count + 1
-      local key = base.k .. ARGV[at]
+      local key = base.k .. ARGS[at]
       heads[count], froms[count], keys[count], locks[count] = from - 4, at, key, key .. ':lock'
     end
   end
@@ -75,11 +78,18 @@ if count > 0 then
     end
   end
   -- A job that simply ended well, as nearly each one did: without a parent, a deduplication key, a mark.
+  local FIRST = { false, '1' }
   local seen = {}
   for i = 1, count do
     local head, key, h = heads[i], keys[i], nil
-    if ARGV[head] == 'c' and not any_children and tokens[i] == ARGV[head + 1] and not seen[key] then
-      h = call('HMGET', key, 'atm', 'ats', 'parentKey', 'deid', 'wm:cancel')
+    local kind = ARGS[head]
+    if (kind == 'C' or kind == 'c') and not any_children and tokens[i] == ARGS[head + 1] and not seen[key] then
+      if kind == 'C' and call('HLEN', key) == 9 then
+        -- The six fields that it had, and the three that its start wrote: nobody has noted anything meanwhile.
+        h = FIRST
+      else
+        h = call('HMGET', key, 'atm', 'ats', 'parentKey', 'deid', 'wm:cancel')
+      end
     end
     if h and h[2] and not h[3] and not h[4] and not h[5] then
       hashes[i] = h
@@ -165,8 +175,8 @@ if seldom then
 
   settle = function(i)
     local head, at = heads[i], froms[i]
-    local kind, token, keep = ARGV[head], ARGV[head + 1], ARGV[head + 2]
-    local id, fence = ARGV[at], ARGV[at + 1]
+    local kind, token, keep = string.lower(ARGS[head]), ARGS[head + 1], ARGS[head + 2]
+    local id, fence = ARGS[at], ARGS[at + 1]
     local p, key, h = find_hash(id)
     if not p then
       return MISSING
@@ -196,12 +206,12 @@ if seldom then
         return PENDING
       end
     elseif kind == 'w' then
-      local any = ARGV[at + 3] == '1'
+      local any = ARGS[at + 3] == '1'
       local waits_on = any and pending(key) > 0
       if not any then
         for _, child in ipairs(call('SMEMBERS', key .. ':dependencies')) do
           local _, child_id = split(child)
-          waits_on = waits_on or child_id == ARGV[at + 2]
+          waits_on = waits_on or child_id == ARGS[at + 2]
         end
       end
       if not waits_on then
@@ -228,7 +238,7 @@ if seldom then
     local none = sub(keep, 1, 2) == '0:'
 
     if kind == 'c' then
-      local result = ARGV[at + 2]
+      local result = ARGS[at + 2]
       completed = completed + 1
       if dedup then
         free_key(p, id, dedup)
@@ -251,7 +261,7 @@ if seldom then
     if kind == 'f' then
       failed = failed + 1
       more.parentKey, more.deid = parent_key or nil, dedup or nil
-      fail(p, id, more, ARGV[at + 2], ARGV[at + 3], attempts, 'active')
+      fail(p, id, more, ARGS[at + 2], ARGS[at + 3], attempts, 'active')
       if none then
         call('ZREM', p.failed, id)
         delete_keys(p, id)
@@ -261,13 +271,13 @@ if seldom then
         note_keep('failed', keep)
       end
     elseif kind == 'r' then
-      local fields = { 'atm', int(attempts), 'failedReason', ARGV[at + 3] }
-      if ARGV[at + 4] ~= '' then
-        fields[5], fields[6] = 'stacktrace', ARGV[at + 4]
+      local fields = { 'atm', int(attempts), 'failedReason', ARGS[at + 3] }
+      if ARGS[at + 4] ~= '' then
+        fields[5], fields[6] = 'stacktrace', ARGS[at + 4]
       end
-      put_off(p, id, key, more, tonumber(ARGV[at + 2]), unpack(fields))
+      put_off(p, id, key, more, tonumber(ARGS[at + 2]), unpack(fields))
     elseif kind == 's' then
-      put_off(p, id, key, more, tonumber(ARGV[at + 2]))
+      put_off(p, id, key, more, tonumber(ARGS[at + 2]))
     elseif kind == 'l' then
       put_in_front(p, id, tonumber(more.priority) or 0)
       emit(p, 'waiting', 'jobId', id, 'prev', 'active')
@@ -283,26 +293,34 @@ end
 
 
 local codes = {}
+local events, freed = base.events, unstalls[base.stalled] or {}
+unstalls[base.stalled] = freed
 for i = 1, count do
   local head, from, h = heads[i], froms[i], hashes[i]
-  local id = ARGV[from]
+  local id = ARGS[from]
   if not h then
     codes[i] = settle(i)
   elseif not take_out(id) then
     -- The lease outlived the job's place: somebody moved it by hand.
     drops[#drops + 1] = locks[i]
     enter_all()
-    codes[i] = h[2] == ARGV[from + 1] and call('ZSCORE', base.completed, id) and ALREADY or LOST
+    codes[i] = h[2] == ARGS[from + 1] and call('ZSCORE', base.completed, id) and ALREADY or LOST
   else
-    local result, keep = ARGV[from + 2], ARGV[head + 2]
+    local result, keep = ARGS[from + 2], ARGS[head + 2]
     settled_keys[id] = true
-    stop(base, id, false)
+    drops[#drops + 1] = locks[i]
+    freed[#freed + 1] = id
     completed = completed + 1
-    emit(base, 'completed', 'jobId', id, 'returnvalue', result, 'prev', 'active')
+    if base.trimmed then
+      call('XADD', events, '*', 'event', 'completed', 'jobId', id, 'returnvalue', result, 'prev', 'active')
+    else
+      emit(base, 'completed', 'jobId', id, 'returnvalue', result, 'prev', 'active')
+    end
     if sub(keep, 1, 2) == '0:' then
       delete_keys(base, id)
     else
-      call('HSET', keys[i], 'atm', int((tonumber(h[1]) or 0) + 1), 'returnvalue', result, 'finishedOn', NOW)
+      local attempts = h[1] and int((tonumber(h[1]) or 0) + 1) or '1'
+      call('HSET', keys[i], 'atm', attempts, 'returnvalue', result, 'finishedOn', NOW)
       enter(base, id)
       note_keep('completed', keep)
     end
@@ -514,7 +532,11 @@ while room > 0 and not closed do
         -- The order of starting, in case jobs of several sets of tags are taken back together.
         call('HSET', key, 'wm:seq', call('HINCRBY', base.meta, 'wm:last', 1))
       end
-      emit(p, 'active', 'jobId', id, 'prev', 'waiting')
+      if p.trimmed then
+        call('XADD', p.events, '*', 'event', 'active', 'jobId', id, 'prev', 'waiting')
+      else
+        emit(p, 'active', 'jobId', id, 'prev', 'waiting')
+      end
       begun[#begun + 1] = id
       brought = brought + 1
       room = room - 1
