@@ -21,6 +21,7 @@ from workers_module.cli.stopping import Stop
 from workers_module.cli.supervisor import PROCESS
 from workers_module.client.queue import JobCounts
 from workers_module.clock import span_ms
+from workers_module.di.registry import WorkerRegistry
 from workers_module.errors import ConfigurationError
 from workers_module.job.events import QueueEvent, WorkerEvent, WorkerEventName
 from workers_module.job.state import JobState
@@ -103,6 +104,9 @@ async def _work(
         group.start_soon(stop.follow_supervisor)
         group.start_soon(health.turn)
         with _probes(health, settings) as port:
+            # A name that no worker has is told at once, whether the store is there or not.
+            registry = await container.get(WorkerRegistry)
+            registry.select(settings.enabled_workers, enabled=settings.enabled, only=wish.only, force=True)
             await reach_store(container)
             session = await session_of(container, settings, has_app=True)
             health.ask_store = session.inspector.queues
