@@ -145,6 +145,8 @@ def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Reader]:
 def test_it_can_be_done_step_by_step(reader: Reader, monkeypatch: pytest.MonkeyPatch) -> None:
     url, prefix = shared_redis()
     monkeypatch.setenv("WORKERS_QUEUE__PREFIX", prefix)
+    # The reader has no such plug-in; without settings for it, it warns.
+    monkeypatch.setenv("PYTEST_ADDOPTS", "-p no:asyncio")
     ran = 0
     for block in blocks(TUTORIAL, "python", "ini", "console"):
         if block.language != "console":

@@ -322,6 +322,7 @@ class Fleet:
         workers = list(self.alive.items())
         self.chance.shuffle(workers)
         sweeper = self.chance.choice(workers)[0] if self.recover_at or self.chance.random() < 0.2 else None
+        kills = self.kills
         async with anyio.create_task_group() as group:
             for number, life in workers:
                 group.start_soon(self._work, number, life, number == sweeper)
@@ -331,6 +332,9 @@ class Fleet:
             self.recover_at = now + LEASE + self.chance.randrange(1, 5_000)
         if any(count.waiting or count.prioritized for count in counts):
             # The sweep has brought it back when others had looked already; consumers that wait are woken by that.
+            self.recover_at = now + 1
+        if self.kills > kills:
+            # So are they by the next job of a schedule, which perhaps nobody but the killed process has seen.
             self.recover_at = now + 1
 
     async def _work(self, number: int, life: Life, sweeps: bool) -> None:
