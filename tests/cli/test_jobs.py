@@ -206,6 +206,7 @@ class TestMany:
             "send": "failed",
             "bounce": "waiting",
         }
+        assert " cancelled " in cli.ok("jobs list --state failed")
 
     def test_tidy_takes_completed_and_cancelled_alone(self, ended: Cli) -> None:
         ended.add("mail", "send", {"to": "late"}, "--delay", "1h")

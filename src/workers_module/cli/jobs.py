@@ -205,7 +205,7 @@ async def _follow(session: Session, job: Job[Any]) -> None:
     if options().json:
         emit_line(document(current))
         return
-    say(f"job {job.id} of {job.queue} is {current.state.value}")
+    say(f"job {job.id} of {job.queue} is {_state(current)}")
     if current.state is JobState.FAILED:
         raise CommandFailedError(f"job {job.id} failed: {current.error}")
 
@@ -242,7 +242,12 @@ def _row(job: Job[Any], now: datetime) -> list[object]:
     }.get(job.state)
     first = (about or "").partition("\n")[0]
     attempts = f"{job.record.attempts_made}/{job.attempts}"
-    return [job.id, job.queue, job.name, job.state.value, attempts, when(job.created_at, now), first]
+    return [job.id, job.queue, job.name, _state(job), attempts, when(job.created_at, now), first]
+
+
+def _state(job: Job[Any]) -> str:
+    """Return what people call the state; BullMQ has no word of its own for a job that was cancelled."""
+    return "cancelled" if job.cancelled else job.state.value
 
 
 def _took(job: Job[Any]) -> str:
@@ -259,7 +264,7 @@ def _print_job(job: Job[Any], now: datetime, *, lines: Sequence[str] | None, att
     facts: list[tuple[str, object]] = [
         ("job", f"{job.id} of {job.queue}"),
         ("name", job.name),
-        ("state", job.state.value),
+        ("state", _state(job)),
         ("attempts", f"{record.attempts_made} of {job.attempts}" + _crashes(record.crashes)),
         ("priority", job.priority or None),
         ("tags", ", ".join(job.tags)),
