@@ -82,6 +82,7 @@ contracts: $(VENV)/.installed-dev ## which way imports may run
 
 docs: $(VENV)/.installed-docs ## build the documentation into build/site; a broken link fails
 	$(BIN)/python -m tools.reference docs/reference
+	@mkdir -p build/site
 	$(BIN)/zensical build --clean --strict
 
 docs-serve: $(VENV)/.installed-docs ## show the documentation, and changes to it as they are made
