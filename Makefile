@@ -82,8 +82,9 @@ contracts: $(VENV)/.installed-dev ## which way imports may run
 
 docs: $(VENV)/.installed-docs ## build the documentation into build/site; a broken link fails
 	$(BIN)/python -m tools.reference docs/reference
-	@mkdir -p build/site
-	$(BIN)/zensical build --clean --strict
+	@# What --clean would do, but for .cache, which it deletes as a whole: environments lie there too.
+	@mkdir -p .cache && find .cache -maxdepth 1 -type f -delete && rm -rf build/site
+	$(BIN)/zensical build --strict
 
 docs-serve: $(VENV)/.installed-docs ## show the documentation, and changes to it as they are made
 	$(BIN)/python -m tools.reference docs/reference
