@@ -4,7 +4,8 @@ import inspect
 import json
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from functools import partial
+from typing import Any, ClassVar
 
 import anyio
 
@@ -89,6 +90,9 @@ def schedule(
 class Desk:
     """One process' worth of consumers on a store, without the other loops."""
 
+    abreast: ClassVar[int] = 1
+    """How many calls of a consumer may be under way at once."""
+
     def __init__(self, store: Any, *plans: QueuePlan, listeners: Sequence[Listener] = (), **settings: Any) -> None:
         self.store: Store = store
         self.hooks = Hooks(listeners)
@@ -128,7 +132,7 @@ class Desk:
         with anyio.fail_after(patience):
             async with anyio.create_task_group() as group:
                 for consumer in self.consumers:
-                    group.start_soon(consumer.run)
+                    group.start_soon(partial(consumer.run, abreast=self.abreast))
                 try:
                     yield self
                 finally:

@@ -3,6 +3,7 @@
 import asyncio
 import random
 from collections import Counter
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -12,6 +13,7 @@ import anyio.lowlevel
 import pytest
 
 from tests.worker.loops import (
+    MINUTE,
     Desk,
     Q,
     Unreliable,
@@ -27,20 +29,27 @@ from tests.worker.loops import (
     until,
 )
 from workers_module.clock import FrozenClock
-from workers_module.errors import StoreDeniedError
+from workers_module.errors import StoreDeniedError, StoreUnavailableError
 from workers_module.job.events import QueueEvent, WorkerEvent
 from workers_module.job.job import Job
 from workers_module.job.outcome import Failed
 from workers_module.job.record import Token
 from workers_module.job.state import JobState
-from workers_module.store.base import QueuePatch, Step, StepReply, Store, Sweep
+from workers_module.store.base import QueuePatch, SettleCode, Step, StepReply, Store, Sweep
 from workers_module.worker import outage
-from workers_module.worker.consumer import BATCH, IDLE_WAIT_S
+from workers_module.worker.consumer import ABREAST, BATCH, IDLE_WAIT_S
 from workers_module.worker.context import JobContext
 from workers_module.worker.handler import Listener, QueuePlan
 from workers_module.worker.intake import Unrun
 
 GOOD_SEED = 20_260_101
+
+
+@pytest.fixture(autouse=True, params=[1, ABREAST], ids=["one call", "two calls"])
+def abreast(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """How many calls of a consumer may be under way at once: as with a store in this process, and as with a server."""
+    monkeypatch.setattr(Desk, "abreast", request.param)
+    return Desk.abreast
 
 
 class Ran:
@@ -128,7 +137,7 @@ class TestClaiming:
         assert ran.most <= concurrency
         # What has ended and is on its way to the store is active there still.
         assert most <= 2 * concurrency
-        assert watched.most_under_way == 1
+        assert watched.most_under_way <= Desk.abreast
 
     async def test_jobs_start_in_the_order_they_were_added(self, live: Store) -> None:
         ran = Ran()
@@ -164,7 +173,7 @@ class TestClaiming:
             await until(lambda: watched.waits)
             await anyio.wait_all_tasks_blocked()
             assert len(watched.steps) == 1
-            assert [(req.take, timeout) for req, timeout in watched.waits] == [(4, IDLE_WAIT_S)]
+            assert [(req.take, timeout) for req, timeout in watched.waits] == [(4 // Desk.abreast, IDLE_WAIT_S)]
 
     async def test_the_wait_ends_when_the_next_job_is_due_and_not_before(
         self, frozen: Store, clock: FrozenClock
@@ -251,6 +260,114 @@ class TestClaiming:
             await until(lambda: "gpu" in ran.times)
             await anyio.wait_all_tasks_blocked()
         assert list(ran.times) == ["gpu"]
+
+
+class Held(Watched):
+    """A store whose replies to steps that settle are kept back until they are let go, by the number of the step."""
+
+    def __init__(self, store: Store) -> None:
+        super().__init__(store)
+        self.kept: dict[int, anyio.Event] = {}
+
+    async def step(self, req: Step) -> StepReply:
+        number = len(self.steps)
+        reply = await super().step(req)
+        if req.outcomes:
+            self.kept[number] = anyio.Event()
+            await self.kept[number].wait()
+        return reply
+
+
+@pytest.mark.parametrize("abreast", [ABREAST], indirect=True)
+class TestTwoCalls:
+    async def test_a_whole_batch_goes_beside_a_call_under_way(self, live: Store) -> None:
+        held = Held(live)
+        await live.add(numbered(8))
+        async with Desk(held, queue_plan(concurrency=4)).at_work():
+            await until(lambda: len(held.kept) == 2)
+            first, second = (held.steps[number] for number in held.kept)
+            assert [len(step.outcomes) for step in (first, second)] == [2, 2]
+            assert [step.take for step in (first, second)] == [2, 2]
+            await let_go_until_all_ended(held, live)
+
+    async def test_less_than_a_batch_waits_for_the_call_under_way(self, live: Store) -> None:
+        held, release = Held(live), anyio.Event()
+
+        async def work(job: Job[Any], context: JobContext) -> None:
+            if job.id == "j3":
+                await release.wait()
+
+        await live.add(numbered(4))
+        async with Desk(held, queue_plan(work, concurrency=4)).at_work():
+            await until(lambda: held.kept)
+            await anyio.wait_all_tasks_blocked()
+            assert len(held.kept) == 1
+            release.set()
+            await let_go_until_all_ended(held, live)
+
+    async def test_of_two_replies_the_one_that_comes_last_is_not_taken_for_the_newest(
+        self, frozen: Store, clock: FrozenClock
+    ) -> None:
+        answers: list[asyncio.Future[StepReply]] = []
+
+        class Answered(Watched):
+            async def step(self, req: Step) -> StepReply:
+                self.steps.append(req)
+                answers.append(asyncio.get_running_loop().create_future())
+                return await answers[-1]
+
+        await frozen.add(jobs("a"))
+        claim = await frozen.step(Step(queue=Q, worker="ada", token=Token("t"), take=1, lease_ms=MINUTE))
+        nothing_yet = replace(claim, jobs=[], wake_at=None)
+        due = replace(claim, jobs=[], wake_at=claim.now + 1_500)
+        store = Answered(frozen)
+        async with Desk(store, queue_plan(concurrency=2)).at_work(grace=0):
+            await until(lambda: len(answers) == 1)
+            answers[0].set_result(claim)
+            await until(lambda: len(answers) == 3)
+            assert [len(step.outcomes) for step in store.steps] == [0, 0, 1]
+            answers[2].set_result(replace(due, settled=[SettleCode.OK]))
+            await anyio.wait_all_tasks_blocked()
+            answers[1].set_result(nothing_yet)
+            await until(lambda: len(answers) == 4)
+            assert not store.waits
+            answers[3].set_result(due)
+            await until(lambda: store.waits)
+            assert 1.4 < store.waits[0][1] <= 1.5
+
+    async def test_both_calls_lost_are_repeated_and_nothing_runs_twice(self, live: Store) -> None:
+        class Away(Watched):
+            lost = 0
+
+            async def step(self, req: Step) -> StepReply:
+                reply = await super().step(req)
+                if req.outcomes and self.lost < 6:
+                    self.lost += 1
+                    raise StoreUnavailableError("the reply is lost")
+                return reply
+
+        ran, away = Ran(), Away(live)
+        await live.add(numbered(40))
+        async with Desk(away, queue_plan(ran, concurrency=4)).at_work():
+            await until(lambda: all_ended(live))
+        assert away.lost == 6
+        assert set(ran.times.values()) == {1}
+        assert await states(live) == {"completed": 40}
+
+
+def _let_go(held: Held) -> bool:
+    for event in held.kept.values():
+        event.set()
+    return False
+
+
+async def let_go_until_all_ended(held: Held, store: Store) -> None:
+    """Let go of every reply, also of those to come."""
+
+    async def ended() -> bool:
+        return _let_go(held) or await all_ended(store)
+
+    await until(ended)
 
 
 async def _is(store: Store, id: str, state: JobState) -> bool:
@@ -497,7 +614,7 @@ class TestLostCalls:
 
         desk = Desk(Denied(live), queue_plan())
         with pytest.raises(StoreDeniedError, match="no right to step"), anyio.fail_after(5):
-            await desk.consumer.run()
+            await desk.consumer.run(abreast=desk.abreast)
 
 
 class TestLostLeases:
@@ -627,7 +744,7 @@ class TestSuspects:
             desk = Desk(mortal, queue_plan(work, concurrency=20), kill_after_ms=10)
             with anyio.fail_after(20):
                 async with anyio.create_task_group() as group:
-                    group.start_soon(desk.consumer.run)
+                    group.start_soon(partial(desk.consumer.run, abreast=desk.abreast))
                     await until(partial(_dead_or_done, mortal, frozen))
                     group.cancel_scope.cancel()
             for _ in range(3):

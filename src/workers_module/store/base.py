@@ -52,6 +52,8 @@ class Capability(StrEnum):
     """Accepted jobs outlive the process."""
     SHARED = "shared"
     """Other processes can work on the same jobs."""
+    SERVER = "server"
+    """Works in a process of its own, so that two steps under way at once keep both it and the caller busy."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,7 +1,8 @@
 """The loop of one queue: settle what has ended and claim what there is room for, in one call; run what came.
 
 Self-clocking: a call carries whatever ended while the one before was under way. The next call is sent before the jobs
-that just came are started, so that store and worker work at the same time. Nothing polls: a dry queue is waited for.
+that just came are started, and to a store with a process of its own a second one beside it, so that store and worker
+work at the same time. Nothing polls: a dry queue is waited for.
 """
 
 import asyncio
@@ -40,8 +41,11 @@ AHEAD_FROM: Final = 20
 """From this concurrency on a call claims half of the slots, so that the other half can be asked for while the first one
 runs.
 
-Below, whole batches save more than working at the same time does.
+Below, whole batches save more than working at the same time does, unless two calls may be under way.
 """
+ABREAST: Final = 2
+"""So many calls are under way at once where the store is a server: it works on one while the reply to the other is read
+and its jobs run."""
 IDLE_WAIT_S: Final = 10.0
 """How long a wait on a dry queue lasts when nothing is due earlier."""
 LAST_WORDS_S: Final = 0.5
@@ -69,11 +73,12 @@ Holding = Run | Unrun | Parked
 
 @dataclass(slots=True)
 class _Call:
-    """A step under way."""
+    """A step under way; ``alone`` as long as no other one was at the same time."""
 
     request: Step
     batch: list[Run | Unrun]
     task: asyncio.Task[StepReply]
+    alone: bool
     repeated: bool = False
 
 
@@ -121,6 +126,7 @@ class Consumer:
         self._on_hold = on_hold
         self._intake = Intake(plan, executor, settings)
         concurrency = plan.concurrency
+        self._abreast = 1
         self._burst = min(BATCH, concurrency if concurrency < AHEAD_FROM else concurrency // 2)
         self._tells_end = any(hooks.wants(name, plan.queue) for name in _END_EVENTS)
         self._outage = Outage(f"queue {plan.queue}", self._tell_error)
@@ -133,12 +139,14 @@ class Consumer:
         self._out: list[Run | Unrun] = []
         self._suspect: Parked | None = None
         self._slots: set[asyncio.Task[None]] = set()
-        self._call: _Call | None = None
+        self._calls: list[_Call] = []
         self._wait: asyncio.Task[StepReply] | None = None
         self._wait_request: Step | None = None
         # The token of a wait whose reply is unknown: what it may have claimed is asked for.
         self._unsure: Token | None = None
-        self._dry = False
+        self._dry = True
+        # Whether `_dry` and `_wake_at` come from a call that was alone: of two at once, either may have been first.
+        self._sure = False
         self._fed = False
         self._wake_at: int | None = None
         # The store's clock, and when it was told on ours.
@@ -171,7 +179,7 @@ class Consumer:
             self._busy == len(self.held) == (self._suspect is not None)
             and not self._out
             and not self._arrived
-            and self._call is None
+            and not self._calls
             and self._wait is None
             and self._unsure is None
         )
@@ -241,15 +249,21 @@ class Consumer:
 
     # --- the loop -----------------------------------------------------------------------------------------------------
 
-    async def run(self) -> None:
+    async def run(self, *, abreast: int = 1) -> None:
         """Consume until stopped.
 
         Cancelling it is a stop without grace: what runs is cancelled and handed back, which takes ``kill_after`` and
         half a second at most.
 
+        Args:
+            abreast: How many calls may be under way at once.
+
         Raises:
             StoreError: The store refuses for good (`StoreDeniedError`, …); an outage is waited out.
         """
+        self._abreast = abreast
+        if abreast > 1:
+            self._burst = min(BATCH, max(1, self.concurrency // 2))
         self._gate.join(self)
         self._tell("ready")
         try:
@@ -286,14 +300,12 @@ class Consumer:
                 self._look_at_wait()
             if self.stopping:
                 self._hand_back()
-            if self._call is None:
-                self._call = self._next_call()
+            self._send()
             if self._arrived:
                 self._start_arrived()
-                if self._call is None:
-                    self._call = self._next_call()
-            if self._call is not None:
-                await self._finish_call(self._call)
+                self._send()
+            if self._calls:
+                await self._finish_calls()
                 continue
             if self._is_over():
                 return
@@ -320,8 +332,11 @@ class Consumer:
     def _next_call(self) -> _Call | None:
         """Send what has ended, and ask for what there is room for; None when there is nothing to say."""
         room = self.concurrency - self._busy - self._coming if self._may_claim else 0
-        unsure = self._unsure
-        if not self._out and unsure is None and (room <= 0 or self._dry):
+        calls, unsure = self._calls, self._unsure
+        if calls and len(self._out) < self._burst and (self._dry or room < self._burst):
+            # Beside another call only a whole batch is worth one.
+            return None
+        if not self._out and unsure is None and (room <= 0 or (self._dry and self._sure)):
             return None
         batch = self._next_batch()
         take = max(0, min(room, self._burst))
@@ -342,7 +357,14 @@ class Consumer:
         self._unsure = None
         self._coming += take
         self._note_claim(request)
-        return _Call(request, batch, begin(self._store.step(request)))
+        for call in calls:
+            call.alone = False
+        task = begin(self._store.step(request))
+        task.add_done_callback(self._call_over)
+        return _Call(request, batch, task, alone=not calls)
+
+    def _call_over(self, _: asyncio.Task[StepReply]) -> None:
+        self._wake.set()
 
     def _next_batch(self) -> list[Run | Unrun]:
         batch = self._out[:BATCH]
@@ -355,28 +377,45 @@ class Consumer:
             batch = [item for item in batch if item.outcome is not None]
         return batch
 
-    async def _finish_call(self, call: _Call) -> None:
-        if call.task.done():
+    def _send(self) -> None:
+        """Send as many calls as there is something to say in, and may be under way."""
+        while len(self._calls) < self._abreast:
+            call = self._next_call()
+            if call is None:
+                return
+            self._calls.append(call)
+
+    async def _finish_calls(self) -> None:
+        """Wait until a call is over or another one may be sent, and take in what has come."""
+        if any(call.task.done() for call in self._calls):
             # A store that answers without waiting would keep the loop from everybody else.
             await asyncio.sleep(0)
+        else:
+            self._wake.clear()
+            await self._wake.wait()
+        for call in tuple(self._calls):
+            if call.task.done():
+                await self._finish_call(call)
+
+    async def _finish_call(self, call: _Call) -> None:
         try:
-            # Shielded: a call cancelled half way may or may not have been carried out.
-            reply = call.task.result() if call.task.done() else await asyncio.shield(call.task)
+            reply = call.task.result()
         except WAITED_OUT as error:
             await self._sleep(self._outage.pause(error))
             # The same outcomes under the same token: what the lost call did is not done twice.
             request = replace(call.request, resume=call.request.resume or call.request.take > 0)
             call.request, call.repeated = request, True
             call.task = begin(self._store.step(request))
+            call.task.add_done_callback(self._call_over)
         except Exception:
             # The last words of this consumer may still get through.
-            self._call = None
+            self._calls.remove(call)
             self._coming -= call.request.take
             self._out = [*call.batch, *self._out]
             raise
         else:
             self._outage.over()
-            self._call = None
+            self._calls.remove(call)
             self._receive(call, reply)
 
     def _receive(self, call: _Call, reply: StepReply) -> None:
@@ -391,15 +430,15 @@ class Consumer:
             if tells:
                 for event in item.worker_events:
                     self._hooks.tell(event)
-        self._take_in(reply, call.request)
+        self._take_in(reply, call.request, alone=call.alone)
 
-    def _take_in(self, reply: StepReply, request: Step) -> None:
+    def _take_in(self, reply: StepReply, request: Step, *, alone: bool = True) -> None:
         """Note what a step or a wait has brought."""
         jobs = reply.jobs
         self._coming -= request.take
         self._now, self._heard = reply.now, time.monotonic()
         if request.take:
-            self._dry = len(jobs) < request.take
+            self._dry, self._sure = len(jobs) < request.take, alone
             self._wake_at = reply.wake_at
         if jobs:
             self._arrived.extend(jobs)
@@ -480,7 +519,8 @@ class Consumer:
     def _ended(self, run: Run) -> None:
         self._busy -= 1
         self._out.append(run)
-        self._wake.set()
+        if not self._calls or len(self._out) >= self._burst:
+            self._wake.set()
 
     def _end_unrun(self, item: Unrun) -> None:
         self._busy -= 1
@@ -624,7 +664,7 @@ class Consumer:
         self._gate.leave(self)
         if self._timer is not None:
             self._timer.cancel()
-        for task in (self._wait, self._call.task if self._call is not None else None, *self._slots):
+        for task in (self._wait, *(call.task for call in self._calls), *self._slots):
             if task is not None and not task.done():
                 task.cancel()
         if self.held:

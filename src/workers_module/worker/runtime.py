@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import partial
 from types import TracebackType
 from typing import Final, Self, cast
 from uuid import uuid4
@@ -20,8 +21,8 @@ import anyio.abc
 from workers_module.clock import Clock, Duration, duration_ms
 from workers_module.errors import StoreError
 from workers_module.job.outcome import Keep
-from workers_module.store.base import Beat, RateLimit, Store, WorkerInfo
-from workers_module.worker.consumer import LAST_WORDS_S, Consumer
+from workers_module.store.base import Beat, Capability, RateLimit, Store, WorkerInfo
+from workers_module.worker.consumer import ABREAST, LAST_WORDS_S, Consumer
 from workers_module.worker.executor import Executor
 from workers_module.worker.gate import Gate
 from workers_module.worker.handler import Listener, WorkPlan
@@ -220,8 +221,9 @@ class Runtime:
         """
         if self._main is not None:
             return
-        await self._store.open()
-        self._main = asyncio.get_running_loop().create_task(self._run(), name="workers")
+        info = await self._store.open()
+        abreast = ABREAST if Capability.SERVER in info.capabilities else 1
+        self._main = asyncio.get_running_loop().create_task(self._run(abreast), name="workers")
         self._main.add_done_callback(self._on_end)
         await self._ready.wait()
         if self._main.done():
@@ -305,12 +307,12 @@ class Runtime:
         if error is not None:
             _log.critical("the workers have stopped because of an error", exc_info=error)
 
-    async def _run(self) -> None:
+    async def _run(self, abreast: int) -> None:
         try:
             async with anyio.create_task_group() as background:
                 await self._prepare()
                 if not self._stopping.is_set():
-                    await self._work(background)
+                    await self._work(background, abreast)
                 background.cancel_scope.cancel()
         except BaseExceptionGroup as group:
             raise _first_of(group) from None
@@ -323,7 +325,7 @@ class Runtime:
                 await outage.wait_out(self._ticker.prepare)
         self._ready.set()
 
-    async def _work(self, background: anyio.abc.TaskGroup) -> None:
+    async def _work(self, background: anyio.abc.TaskGroup, abreast: int) -> None:
         self._started_ms = self._clock.now_ms()
         settings = self._settings
         self._leases = Leases(
@@ -340,7 +342,7 @@ class Runtime:
         async with anyio.create_task_group() as working:
             working.start_soon(self._tick, name="ticks")
             for consumer in self._consumers:
-                working.start_soon(consumer.run, name=f"consumer of {consumer.queue}")
+                working.start_soon(partial(consumer.run, abreast=abreast), name=f"consumer of {consumer.queue}")
             await self._stopping.wait()
         await self._take_leave()
 

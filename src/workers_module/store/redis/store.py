@@ -267,7 +267,7 @@ class RedisStore:
             kind=StoreKind.REDIS,
             version=oldest.version,
             place=f"{self._address.place} (prefix {self._keys.prefix})",
-            capabilities=frozenset({Capability.DURABLE, Capability.SHARED}),
+            capabilities=frozenset({Capability.DURABLE, Capability.SHARED, Capability.SERVER}),
             warnings=tuple(dict.fromkeys(warnings)),
         )
 

@@ -165,7 +165,7 @@ class SqliteStore:
             kind=StoreKind.SQLITE,
             version=sqlite3.sqlite_version,
             place=str(self._path),
-            capabilities=frozenset(Capability),
+            capabilities=frozenset(Capability) - {Capability.SERVER},
             warnings=warnings,
         )
         return self._info
