@@ -52,6 +52,7 @@ test-all: ## run the tests under every Python found
 
 test-slow: $(VENV)/.installed-test ## run the long tests, which "test" leaves out
 	WORKERS_TEST_FULL=1 $(BIN)/python -m pytest -m slow $(ARGS)
+	WORKERS_TEST_FULL=1 $(BIN)/python -m pytest tests/store/test_property.py $(ARGS)
 
 # Seeds of the fault tests; a failure names the one to repeat.
 SEEDS ?= 1 2 3
