@@ -75,7 +75,7 @@ async def test_a_user_who_may_not_ask_sweeps_all_the_same(
     url, prefix = place
     name = prefix.replace("-", "")
     await raw("ACL", "SETUSER", name, "on", ">few", "~*", "&*", "+@all", "-memory")
-    shy = RedisStore(url.replace("unix://", f"unix://{name}:few@"), prefix=prefix, clock=FrozenClock(), queue_bytes=1)
+    shy = RedisStore(url.replace("://", f"://{name}:few@"), prefix=prefix, clock=FrozenClock(), queue_bytes=1)
     try:
         await shy.open()
         await add(shy, "a")
