@@ -13,7 +13,6 @@ read the variable ``WORKERS``, which selects workers, as that field's JSON::
 import difflib
 import logging
 import os
-import re
 from collections.abc import Collection, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,8 +20,7 @@ from datetime import timedelta
 from enum import Enum, StrEnum
 from functools import cache
 from pathlib import Path
-from types import MappingProxyType
-from typing import Annotated, Any, Final, Literal, Self, TypeGuard
+from typing import Annotated, Any, Literal, Self, TypeGuard
 
 from pydantic import (
     BaseModel,
@@ -53,6 +51,7 @@ from pydantic_settings import (
 from workers_module.clock import duration_ms, span_ms
 from workers_module.errors import ConfigurationError
 from workers_module.job.sandbox import Sandbox
+from workers_module.url import QueueKind, check_url, mask_url, url_kind
 
 _log = logging.getLogger(__name__)
 
@@ -69,68 +68,6 @@ class WorkerMode(StrEnum):
     """Into this process' memory, whatever URL is set; this process' workers take it."""
     FOREGROUND_BLOCKING = "foreground_blocking"
     """Nowhere: the enqueueing call runs it and raises its error."""
-
-
-class QueueKind(StrEnum):
-    """What keeps the jobs."""
-
-    REDIS = "redis"
-    POSTGRES = "postgres"
-    SQLITE = "sqlite"
-    MEMORY = "memory"
-
-
-SCHEMES: Final[Mapping[str, QueueKind]] = MappingProxyType(
-    {
-        "redis": QueueKind.REDIS,
-        "rediss": QueueKind.REDIS,
-        "unix": QueueKind.REDIS,
-        "redis+cluster": QueueKind.REDIS,
-        "rediss+cluster": QueueKind.REDIS,
-        "redis+sentinel": QueueKind.REDIS,
-        "rediss+sentinel": QueueKind.REDIS,
-        "postgres": QueueKind.POSTGRES,
-        "postgresql": QueueKind.POSTGRES,
-        "sqlite": QueueKind.SQLITE,
-        "memory": QueueKind.MEMORY,
-    }
-)
-"""URL scheme to the kind of store behind it."""
-
-_SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
-_SECRET_PARAMETER = re.compile(r"([?&][^=&]*(?:pass|pwd|secret|token|key)[^=&]*=)[^&]*", re.IGNORECASE)
-
-
-def url_kind(url: str) -> QueueKind:
-    """Return what kind of store a URL names.
-
-    Raises:
-        ValueError: The URL has no scheme, or an unknown one; the message shows no other part of it.
-    """
-    scheme = _SCHEME.match(url)
-    if scheme is None:
-        raise ValueError(
-            "this is not a URL; write sqlite:///jobs.db, redis://host:6379/0 or postgresql://host/database"
-        )
-    kind = SCHEMES.get(scheme[1].lower())
-    if kind is None:
-        raise ValueError(f"unknown scheme {scheme[1]!r}; known: {', '.join(sorted(SCHEMES))}")
-    return kind
-
-
-def mask_url(url: str) -> str:
-    """Return the URL in the form ``redis://user:***@host``, with parameters such as ``password=`` masked too.
-
-    Where it is doubtful what belongs to the password (it holds a ``?`` or an ``@``), more is masked rather than less.
-    """
-    start = scheme.end() if (scheme := _SCHEME.match(url)) else 0
-    who, at, where = url[start:].rpartition("@")
-    user, colon, _ = who.partition(":")
-    if not colon or who.startswith("/"):
-        return _SECRET_PARAMETER.sub(r"\1***", url)
-    if "?" in who:
-        return f"{url[:start]}{user.partition('?')[0]}:***"
-    return f"{url[:start]}{user}:***{at}" + _SECRET_PARAMETER.sub(r"\1***", where)
 
 
 class SecretUrl(Secret[str]):
@@ -230,9 +167,12 @@ class StoreSettings(_Section):
 
     @field_validator("uri")
     @classmethod
-    def _known_scheme(cls, uri: SecretUrl | None) -> SecretUrl | None:
+    def _usable(cls, uri: SecretUrl | None) -> SecretUrl | None:
         if uri is not None:
-            url_kind(uri.get_secret_value())
+            try:
+                check_url(uri.get_secret_value())
+            except ConfigurationError as error:
+                raise ValueError(str(error)) from None
         return uri
 
     @field_validator("kind")

@@ -26,6 +26,7 @@ from workers_module.job.options import DedupMode
 from workers_module.job.outcome import Outcome
 from workers_module.job.record import ChildPolicy, JobRecord, OnCrash, ParentRef, Token
 from workers_module.job.state import JobState
+from workers_module.url import QueueKind
 
 T_co = TypeVar("T_co", covariant=True)
 
@@ -33,15 +34,6 @@ MAX_OUTCOMES: Final = 200
 """The most outcomes one `Step` may carry."""
 MAX_EVENTS: Final = 10_000
 """How many events of a queue are kept unless its settings say otherwise."""
-
-
-class StoreKind(StrEnum):
-    """The kinds of stores; the text is also what settings call them."""
-
-    MEMORY = "memory"
-    SQLITE = "sqlite"
-    POSTGRES = "postgres"
-    REDIS = "redis"
 
 
 class Capability(StrEnum):
@@ -66,7 +58,7 @@ class StoreInfo:
         warnings: One sentence each, to be shown at start.
     """
 
-    kind: StoreKind
+    kind: QueueKind
     version: str
     place: str
     capabilities: frozenset[Capability] = frozenset()

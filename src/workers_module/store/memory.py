@@ -47,7 +47,6 @@ from workers_module.store.base import (
     Step,
     StepReply,
     StoreInfo,
-    StoreKind,
     Sweep,
     SweepReply,
     WorkerInfo,
@@ -58,6 +57,7 @@ from workers_module.store.world.schedules import Schedules
 from workers_module.store.world.upkeep import Upkeep
 from workers_module.store.world.waking import Waking
 from workers_module.store.world.work import Work
+from workers_module.url import QueueKind
 
 EVENTS_AT_ONCE: Final = 1_000
 """The most events of one batch."""
@@ -160,7 +160,7 @@ class MemoryStore:
         """Tell what this is; there is nothing to open."""
         self._now(None)
         return StoreInfo(
-            kind=StoreKind.MEMORY,
+            kind=QueueKind.MEMORY,
             version=platform.python_version(),
             place=f"memory://{self._name}",
             warnings=("Jobs are kept in the memory of this process and end with it.",),

@@ -125,10 +125,7 @@ async def test_a_missing_right_is_denied_by_name(url: str, root: Callable[..., A
     await store.close()
 
 
-async def test_a_url_that_cannot_be_read_is_refused() -> None:
-    for url in ("redis://[::1", "http://host"):
-        with pytest.raises(ConfigurationError):
-            RedisStore(url)
+def test_an_empty_prefix_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="prefix"):
         RedisStore("redis://host", prefix="")
 

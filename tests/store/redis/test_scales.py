@@ -8,7 +8,6 @@ import pytest
 from tests.store.helpers import Later, Q, add, claim, claim_one, complete, fail, spec, sweep
 from tests.store.redis.conftest import Raw
 from workers_module.clock import FrozenClock
-from workers_module.errors import ConfigurationError
 from workers_module.store.redis.scales import EVERY_SECONDS, SAMPLE, Scales
 from workers_module.store.redis.store import _WEIGH, RedisStore
 
@@ -103,8 +102,3 @@ def test_queues_are_weighed_now_and_then_and_forgiven(caplog: pytest.LogCaptureF
 
 def test_no_budget_weighs_nothing() -> None:
     assert not Scales(0).wanted("a")
-
-
-def test_a_budget_is_a_number() -> None:
-    with pytest.raises(ConfigurationError, match="queue_bytes='much'"):
-        RedisStore("redis://localhost?queue_bytes=much")

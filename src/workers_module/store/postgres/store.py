@@ -59,7 +59,6 @@ from workers_module.store.base import (
     Step,
     StepReply,
     StoreInfo,
-    StoreKind,
     Sweep,
     SweepReply,
     WorkerInfo,
@@ -91,6 +90,7 @@ from workers_module.store.postgres.reading import SETTLED, SHOWN, SHOWN_CODES, t
 from workers_module.store.postgres.renewer import PostgresRenewer
 from workers_module.store.postgres.schema import home_of, prepare, status
 from workers_module.store.postgres.verifying import verify
+from workers_module.url import QueueKind
 
 SCHEMA: Final = "workers_module"
 FALLBACK: Final = 1.25
@@ -200,7 +200,7 @@ class PostgresStore:
             self._notifier = Notifier(self._address, self._heard)
             self._notifier.start()
         self._info = StoreInfo(
-            kind=StoreKind.POSTGRES,
+            kind=QueueKind.POSTGRES,
             version=version,
             place=self._address.place,
             capabilities=frozenset(Capability),

@@ -57,7 +57,6 @@ from workers_module.store.base import (
     Step,
     StepReply,
     StoreInfo,
-    StoreKind,
     Sweep,
     SweepReply,
     WorkerInfo,
@@ -108,6 +107,7 @@ from workers_module.store.redis.scales import QUEUE_BYTES, SAMPLE, Scales
 from workers_module.store.redis.scripts import Argument, Command, Script, script
 from workers_module.store.redis.servers import Servers
 from workers_module.store.redis.slots import by_slot, check_parent
+from workers_module.url import QueueKind
 
 OLDEST: Final = (6, 2)
 """The oldest server this works with; a clock of the caller's needs `OLDEST_WITH_CLOCK`."""
@@ -197,9 +197,9 @@ class RedisStore:
         self._keys = Keys(prefix)
         self._clock = clock if clock is not None and type(clock) is not Clock else None
         self._allow_eviction = self._address.flag("allow_eviction", allow_eviction)
-        self._most = self._address.number("connections", connections, 1)
-        self._replicas = self._address.number("wait_replicas", wait_replicas, 0)
-        self._scales = Scales(self._address.number("queue_bytes", queue_bytes, 0))
+        self._most = self._address.number("connections", connections)
+        self._replicas = self._address.number("wait_replicas", wait_replicas)
+        self._scales = Scales(self._address.number("queue_bytes", queue_bytes))
         self._layout = Layout(self._address)
         self._servers: Servers | None = None
         self._opening: asyncio.Lock | None = None
@@ -264,7 +264,7 @@ class RedisStore:
             )
         warnings += self._address.warnings()
         return StoreInfo(
-            kind=StoreKind.REDIS,
+            kind=QueueKind.REDIS,
             version=oldest.version,
             place=f"{self._address.place} (prefix {self._keys.prefix})",
             capabilities=frozenset({Capability.DURABLE, Capability.SHARED}),

@@ -46,7 +46,6 @@ from workers_module.store.base import (
     Step,
     StepReply,
     StoreInfo,
-    StoreKind,
     Sweep,
     SweepReply,
     WorkerInfo,
@@ -64,6 +63,7 @@ from workers_module.store.sqlite.gate import Gate
 from workers_module.store.sqlite.schema import PACKAGE, prepare, state_of
 from workers_module.store.sqlite.work import Ledger, Plan, Tagsets, Work
 from workers_module.store.sqlite.writer import Lane, MakePlan, Served
+from workers_module.url import QueueKind
 
 T = TypeVar("T")
 
@@ -162,7 +162,7 @@ class SqliteStore:
         self._reader = lane("reader", mode="read", gate=None, connection=reader)
         self._ticker = ticker
         self._info = StoreInfo(
-            kind=StoreKind.SQLITE,
+            kind=QueueKind.SQLITE,
             version=sqlite3.sqlite_version,
             place=str(self._path),
             capabilities=frozenset(Capability),
