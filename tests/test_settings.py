@@ -17,20 +17,18 @@ from hypothesis import strategies as st
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
-from workers_module.clock import duration_ms
+from workers_module.clock import duration_ms, duration_text
 from workers_module.errors import ConfigurationError
 from workers_module.job.sandbox import Sandbox
 from workers_module.settings import (
-    SecretUrl,
     StoreSettings,
-    Variable,
     WorkerMode,
     WorkersSettings,
-    duration_text,
     explained_settings,
     variables,
 )
-from workers_module.url import QueueKind, mask_url
+from workers_module.sources import Variable
+from workers_module.url import QueueKind, SecretUrl, mask_url
 
 
 @pytest.fixture

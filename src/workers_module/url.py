@@ -7,6 +7,8 @@ from types import MappingProxyType
 from typing import Final, NamedTuple, assert_never
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
+from pydantic import Secret
+
 from workers_module.errors import ConfigurationError
 
 
@@ -122,6 +124,13 @@ def mask_url(url: str) -> str:
     if "?" in who:
         return f"{url[:start]}{user.partition('?')[0]}:***"
     return f"{url[:start]}{user}:***{at}" + _SECRET_PARAMETER.sub(r"\1***", where)
+
+
+class SecretUrl(Secret[str]):
+    """A URL that shows itself without its password; ``get_secret_value()`` gives the whole."""
+
+    def _display(self) -> str:
+        return mask_url(self.get_secret_value())
 
 
 def _before_odd_port(rest: str) -> str:
