@@ -26,10 +26,11 @@ from workers_module.errors import (
 from workers_module.job.events import WorkerEvent
 from workers_module.job.failure import failure_of
 from workers_module.job.kind import JobKind
-from workers_module.job.options import JobOptions, write_options
+from workers_module.job.options import JobOptions
 from workers_module.job.outcome import Completed, Failed, Retry, RetryLaterError, Snooze
 from workers_module.job.record import Token
 from workers_module.job.sandbox import Sandbox
+from workers_module.job.stored import write_options
 from workers_module.store.base import Claimed, JobSpec, Settle, Step
 from workers_module.store.memory import MemoryStore
 from workers_module.worker.capture import capturing

@@ -10,8 +10,8 @@ from functools import lru_cache
 from typing import Any, Literal, Self, cast
 
 from workers_module.errors import ScheduleError, StoreCorruptError
-from workers_module.job.options import read_options, write_slot_options
 from workers_module.job.schedule import CatchUp, Schedule
+from workers_module.job.stored import read_options, write_slot_options
 from workers_module.store.base import JobSpec, ScheduleDefinition
 
 
