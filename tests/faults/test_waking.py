@@ -191,7 +191,7 @@ async def swept(store: Store, id: str) -> bool:
 
 
 async def all_asleep(store: RedisStore) -> bool:
-    servers = store._open_servers()
+    servers = store._calls.open_servers()
     [links] = await servers.each()
     (reply,) = await servers.run(links, [("INFO", "clients")])
     return f"blocked_clients:{IDLE_WORKERS}".encode() in reply

@@ -102,7 +102,7 @@ async def test_peers_of_other_versions_are_named(
     await claim(store)
     await claim(store)
     await store.close()
-    assert [says in record.message for record in caplog.records if record.name.endswith("redis.store")] == [True]
+    assert [says in record.message for record in caplog.records if record.name.endswith("redis.stepping")] == [True]
     info = await store.open()
     await store.close()
     assert any(says in warning for warning in info.warnings)
