@@ -401,7 +401,7 @@ async def test_the_instant_may_be_given(store: PostgresStore, url: str) -> None:
 
 async def test_another_database_is_refused(store: PostgresStore, url: str, raw: Any) -> None:
     async with driver(url) as tx:
-        await tx.run(f"UPDATE \"{store._schema}\".meta SET value = 'elsewhere' WHERE key = 'home'")
+        await tx.run(f"UPDATE \"{store._address.schema}\".meta SET value = 'elsewhere' WHERE key = 'home'")
         with pytest.raises(ConfigurationError, match="another database"):
             await store.add([spec("a")], tx=tx.tx)
         await tx.end(False)
