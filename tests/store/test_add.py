@@ -24,7 +24,8 @@ from workers_module.errors import ConfigurationError, JobNotFoundError
 from workers_module.job.outcome import Keep
 from workers_module.job.record import ChildPolicy, JobRecord, ParentRef
 from workers_module.job.state import JobState
-from workers_module.store.base import Added, JobSpec, Store
+from workers_module.store.base import Store
+from workers_module.store.values import Added, JobSpec
 from workers_module.url import QueueKind
 
 

@@ -29,8 +29,8 @@ from workers_module.clock import FrozenClock
 from workers_module.errors import ConfigurationError, StoreError
 from workers_module.job.outcome import Completed, Failed, Keep
 from workers_module.job.state import JobState
-from workers_module.store.base import JobPatch, Order, Remove, Settle, StepReply
 from workers_module.store.memory import MemoryStore
+from workers_module.store.values import JobPatch, Order, Remove, Settle, StepReply
 from workers_module.url import QueueKind
 
 # --- worlds -----------------------------------------------------------------------------------------------------------

@@ -25,8 +25,8 @@ from workers_module.job.outcome import Completed, Failed, Release, Retry, RetryL
 from workers_module.job.record import Token
 from workers_module.job.retry import Backoff
 from workers_module.job.stored import write_options
-from workers_module.store.base import Claimed, JobSpec, Step
 from workers_module.store.memory import MemoryStore
+from workers_module.store.values import Claimed, JobSpec, Step
 from workers_module.worker.context import JobContext
 from workers_module.worker.executor import Executor, ExecutorSettings
 from workers_module.worker.handler import Call, Handler, HandlerSpec, Listener

@@ -12,17 +12,9 @@ from workers_module.job.bullmq import from_bullmq
 from workers_module.job.names import check_name
 from workers_module.job.options import JobOptions, Repeat, merge
 from workers_module.job.state import JobState
-from workers_module.store.base import (
-    ByIds,
-    ByState,
-    DropSchedule,
-    Promote,
-    QueuePatch,
-    RateLimit,
-    Remove,
-    RetryAgain,
-    Store,
-)
+from workers_module.store.base import Store
+from workers_module.store.schedules import DropSchedule
+from workers_module.store.values import ByIds, ByState, Promote, QueuePatch, RateLimit, Remove, RetryAgain
 
 T = TypeVar("T")
 

@@ -20,15 +20,14 @@ from workers_module.errors import ConfigurationError, StoreError
 from workers_module.job.events import Event, EventBatch
 from workers_module.job.record import JobRecord
 from workers_module.job.state import JobState
-from workers_module.store.base import (
+from workers_module.store.schedules import DropSchedule, FireSlot, PutSchedule, ScheduleRecord
+from workers_module.store.values import (
     Action,
     Added,
     Beat,
     Child,
     Counts,
-    DropSchedule,
     EditResult,
-    FireSlot,
     Held,
     JobPatch,
     JobSpec,
@@ -37,11 +36,9 @@ from workers_module.store.base import (
     Order,
     Page,
     Problem,
-    PutSchedule,
     QueuePatch,
     QueueSettings,
     RenewReply,
-    ScheduleRecord,
     Selection,
     Series,
     Step,

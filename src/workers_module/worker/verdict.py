@@ -24,7 +24,7 @@ from workers_module.job.outcome import Failed, Keep, Outcome, Retry
 from workers_module.job.record import JobRecord
 from workers_module.job.retry import should_retry
 from workers_module.job.stored import StoredOptions, read_options
-from workers_module.store.base import Claimed, Settle
+from workers_module.store.values import Claimed, Settle
 from workers_module.worker.run import Run
 
 _log = logging.getLogger(__name__)

@@ -36,8 +36,8 @@ from workers_module import Queue, WorkersModule, WorkersSettings
 from workers_module.errors import ConfigurationError, JobNotFoundError, StoreError, StoreUnavailableError
 from workers_module.job.record import ParentRef
 from workers_module.job.state import JobState
-from workers_module.store.base import DedupSpec
 from workers_module.store.postgres.store import PostgresStore
+from workers_module.store.values import DedupSpec
 
 pytestmark = pytest.mark.postgres
 

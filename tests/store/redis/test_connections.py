@@ -24,12 +24,12 @@ from workers_module.errors import (
     StoreUnavailableError,
 )
 from workers_module.job.record import Token
-from workers_module.store.base import Held, RenewReply
 from workers_module.store.open import open_store
 from workers_module.store.redis import address, connect, stepping
 from workers_module.store.redis.address import Address
 from workers_module.store.redis.faults import CutOffError, translate
 from workers_module.store.redis.store import RedisStore
+from workers_module.store.values import Held, RenewReply
 
 pytestmark = pytest.mark.redis
 

@@ -23,12 +23,13 @@ from workers_module.errors import (
     StoreUnavailableError,
 )
 from workers_module.job.events import Event
-from workers_module.store.base import StepReply, Store
+from workers_module.store.base import Store
 from workers_module.store.redis.address import Address
 from workers_module.store.redis.connect import Link
 from workers_module.store.redis.faults import CutOffError, translate
 from workers_module.store.redis.scripts import Command
 from workers_module.store.redis.store import RedisStore
+from workers_module.store.values import StepReply
 
 pytestmark = pytest.mark.redis
 

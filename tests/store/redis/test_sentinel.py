@@ -10,9 +10,9 @@ from tests.servers import Server, command, free_port, redis_on_port, redis_senti
 from tests.store.helpers import PATIENCE, Q, add, assert_sound, claim_one, complete, ids_of, numbers, run, step
 from tests.store.redis.helpers import produce, renewed, stubborn, until_blocked, work
 from workers_module.errors import ConfigurationError, StoreDeniedError, StoreUnavailableError
-from workers_module.store.base import RenewReply
 from workers_module.store.open import open_store
 from workers_module.store.redis.store import RedisStore
+from workers_module.store.values import RenewReply
 
 pytestmark = pytest.mark.redis
 

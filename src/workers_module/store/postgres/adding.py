@@ -8,13 +8,13 @@ from anyio.from_thread import start_blocking_portal
 
 from workers_module.errors import ConfigurationError, JobNotFoundError
 from workers_module.job.state import JobState
-from workers_module.store.base import Added, JobSpec
 from workers_module.store.postgres.asking import add_args, joined
 from workers_module.store.postgres.calls import ALL, Calls
 from workers_module.store.postgres.connect import translate
 from workers_module.store.postgres.foreign import add_inside, add_inside_sync
 from workers_module.store.postgres.notify import channel_of
 from workers_module.store.postgres.reading import SHOWN
+from workers_module.store.values import Added, JobSpec
 
 _EXISTING: Final[tuple[Literal["same_id", "deduplicated"] | None, ...]] = (None, "same_id", "deduplicated")
 

@@ -6,26 +6,23 @@ from typing import Any, Final, Literal
 from workers_module.errors import ConfigurationError, IllegalMoveError, JobNotFoundError
 from workers_module.job.record import JobRecord
 from workers_module.job.state import JobState
-from workers_module.store.base import (
+from workers_module.store.planning import MOVED_TO
+from workers_module.store.postgres.asking import action_args, patch_args, record_args, selection_args, settings_args
+from workers_module.store.postgres.calls import ALL, Calls
+from workers_module.store.postgres.reading import SHOWN
+from workers_module.store.values import (
     Action,
     ByIds,
     EditResult,
-    Fail,
     JobPatch,
-    Promote,
     QueuePatch,
     QueueSettings,
     RateLimit,
     Remove,
-    RetryAgain,
     Selection,
 )
-from workers_module.store.postgres.asking import action_args, patch_args, record_args, selection_args, settings_args
-from workers_module.store.postgres.calls import ALL, Calls
-from workers_module.store.postgres.reading import SHOWN
 
 _EDITED: Final = (EditResult.OK, EditResult.MISSING, EditResult.LEASE_LOST, EditResult.WRONG_STATE)
-_TO: Final[dict[type[Action], str]] = {Remove: "removed", RetryAgain: "waiting", Promote: "waiting", Fail: "failed"}
 
 
 async def edit(calls: Calls, queue: str, patches: Sequence[JobPatch], *, now: int | None) -> list[EditResult]:
@@ -51,7 +48,7 @@ async def move(calls: Calls, queue: str, selection: Selection, action: Action, *
         assert isinstance(selection, ByIds)
         if refused == "missing":
             raise JobNotFoundError(queue, selection.ids[0])
-        raise IllegalMoveError(selection.ids[0], SHOWN[int(refused)], _TO[type(action)])
+        raise IllegalMoveError(selection.ids[0], SHOWN[int(refused)], MOVED_TO[type(action)])
     moved: list[str] = row["moved"]
     if moved:
         hint: int = row["hint"]
@@ -76,7 +73,7 @@ async def obliterate(calls: Calls, queue: str, *, force: bool, limit: int) -> bo
     """Do what `Store.obliterate` says."""
     (row,) = await calls.fetch(calls.sql.obliterate, queue, force, limit, calls.instant(None))
     if row["active"] is not None:
-        raise IllegalMoveError(row["active"], JobState.ACTIVE, _TO[Remove])
+        raise IllegalMoveError(row["active"], JobState.ACTIVE, MOVED_TO[Remove])
     calls.changed(queue, 0)
     calls.told(row["news"], queue)
     empty: bool = row["empty"]

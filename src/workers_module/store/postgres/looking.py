@@ -5,9 +5,9 @@ from typing import Any, Final
 
 from workers_module.job.record import JobRecord
 from workers_module.job.state import JobState
-from workers_module.store.base import Child, Counts, Metrics, Page, Series
 from workers_module.store.postgres.calls import Calls
 from workers_module.store.postgres.reading import SHOWN_CODES, to_stored
+from workers_module.store.values import Child, Counts, Metrics, Page, Series
 
 _CHILD_STATES: Final = ("pending", "processed", "failed", "ignored")
 

@@ -5,9 +5,9 @@ from dataclasses import replace
 from typing import cast
 
 from workers_module.errors import StoreCorruptError
-from workers_module.store.base import Beat, LockInfo, Order, WorkerInfo, WorkerOrder
 from workers_module.store.codec import dump_worker, load_worker
 from workers_module.store.postgres.calls import Calls
+from workers_module.store.values import Beat, LockInfo, Order, WorkerInfo, WorkerOrder
 
 
 async def lease(calls: Calls, name: str, owner: str, ttl_ms: int, *, fence: int | None, now: int | None) -> int | None:

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from workers_module.job.state import JobState
-from workers_module.store.base import DropSchedule, FireSlot, PutSchedule, ScheduleRecord
 from workers_module.store.codec import load_definition
 from workers_module.store.postgres.asking import schedule_args
 from workers_module.store.postgres.calls import ALL, Calls
 from workers_module.store.postgres.reading import SHOWN
+from workers_module.store.schedules import DropSchedule, FireSlot, PutSchedule, ScheduleRecord
 
 
 async def read(calls: Calls, queue: str, *, start: int, limit: int, ids: Sequence[str] | None) -> list[ScheduleRecord]:

@@ -13,39 +13,6 @@ from workers_module.errors import StoreUnavailableError
 from workers_module.job.events import Event, EventBatch
 from workers_module.job.record import JobRecord
 from workers_module.job.state import JobState
-from workers_module.store.base import (
-    Action,
-    Added,
-    Beat,
-    Capability,
-    Child,
-    Counts,
-    DropSchedule,
-    EditResult,
-    FireSlot,
-    Held,
-    JobPatch,
-    JobSpec,
-    LockInfo,
-    Metrics,
-    Order,
-    Page,
-    Problem,
-    PutSchedule,
-    QueuePatch,
-    QueueSettings,
-    RenewReply,
-    ScheduleRecord,
-    Selection,
-    SettleCode,
-    Step,
-    StepReply,
-    StoreInfo,
-    Sweep,
-    SweepReply,
-    WorkerInfo,
-    WorkerOrder,
-)
 from workers_module.store.migrate import MigrateMode, MigrationStatus
 from workers_module.store.planning import CRASHED, check_specs, check_step
 from workers_module.store.postgres import changing, looking, registry, schedules
@@ -59,6 +26,36 @@ from workers_module.store.postgres.reading import SETTLED, to_claims
 from workers_module.store.postgres.renewer import PostgresRenewer
 from workers_module.store.postgres.schema import home_of, prepare, status
 from workers_module.store.postgres.verifying import verify
+from workers_module.store.schedules import DropSchedule, FireSlot, PutSchedule, ScheduleRecord
+from workers_module.store.values import (
+    Action,
+    Added,
+    Beat,
+    Capability,
+    Child,
+    Counts,
+    EditResult,
+    Held,
+    JobPatch,
+    JobSpec,
+    LockInfo,
+    Metrics,
+    Order,
+    Page,
+    Problem,
+    QueuePatch,
+    QueueSettings,
+    RenewReply,
+    Selection,
+    SettleCode,
+    Step,
+    StepReply,
+    StoreInfo,
+    Sweep,
+    SweepReply,
+    WorkerInfo,
+    WorkerOrder,
+)
 from workers_module.url import QueueKind
 
 SCHEMA: Final = "workers_module"

@@ -5,13 +5,13 @@ from typing import Final
 
 from workers_module.errors import ConfigurationError, JobNotFoundError, StoreError, StoreOutcomeUnknownError
 from workers_module.job.record import ParentRef
-from workers_module.store.base import Added, JobSpec
 from workers_module.store.redis.asking import add_args
 from workers_module.store.redis.calls import Calls
 from workers_module.store.redis.faults import CutOffError
 from workers_module.store.redis.reading import read_added
 from workers_module.store.redis.scripts import script
 from workers_module.store.redis.slots import by_slot
+from workers_module.store.values import Added, JobSpec
 
 _ADD: Final = script("add-2")
 _UNKNOWN_PARENT: Final = -5

@@ -5,33 +5,29 @@ from typing import Final
 
 from workers_module.errors import IllegalMoveError, JobNotFoundError
 from workers_module.job.state import JobState
-from workers_module.store.base import (
-    Action,
-    ByIds,
-    EditResult,
-    Fail,
-    JobPatch,
-    Promote,
-    QueuePatch,
-    QueueSettings,
-    RateLimit,
-    Remove,
-    RetryAgain,
-    Selection,
-)
-from workers_module.store.planning import MAX_MOVED
+from workers_module.store.planning import MAX_MOVED, MOVED_TO
 from workers_module.store.redis.asking import action_args, patch_args, write_patch
 from workers_module.store.redis.calls import Calls, pieces
 from workers_module.store.redis.fields import to_json
 from workers_module.store.redis.keys import glob, is_reserved
 from workers_module.store.redis.reading import EDITED, texts
 from workers_module.store.redis.scripts import Argument, script
+from workers_module.store.values import (
+    Action,
+    ByIds,
+    EditResult,
+    JobPatch,
+    QueuePatch,
+    QueueSettings,
+    RateLimit,
+    Remove,
+    Selection,
+)
 
 _EDIT: Final = script("edit-2")
 _MOVE: Final = script("move-2")
 _CONFIGURE: Final = script("configure-2")
 _OBLITERATE: Final = script("obliterate-2")
-_TO: Final[dict[type[Action], str]] = {Remove: "removed", RetryAgain: "waiting", Promote: "waiting", Fail: "failed"}
 
 
 async def edit(calls: Calls, queue: str, patches: Sequence[JobPatch], *, now: int | None) -> list[EditResult]:
@@ -88,7 +84,7 @@ async def _move_ids(
         if state and len(ids) == 1:
             if state == b"missing":
                 raise JobNotFoundError(queue, ids[0])
-            raise IllegalMoveError(ids[0], state.decode(), _TO[type(action)])
+            raise IllegalMoveError(ids[0], state.decode(), MOVED_TO[type(action)])
         moved += texts(done)
     return moved
 
@@ -115,7 +111,7 @@ async def obliterate(calls: Calls, queue: str, *, force: bool, limit: int) -> bo
     calls.listed = None
     done = await calls.call(_OBLITERATE, queue, None, "1" if force else "", limit)
     if isinstance(done, bytes):
-        raise IllegalMoveError(done.decode(), JobState.ACTIVE.value, _TO[Remove])
+        raise IllegalMoveError(done.decode(), JobState.ACTIVE.value, MOVED_TO[Remove])
     if done != 1:
         return False
     # What hangs on no job any more: keys of deduplication that run out by themselves, and what other clients left.

@@ -6,12 +6,12 @@ from time import time as unix_seconds
 from typing import Any, Final
 
 from workers_module.errors import ConfigurationError
-from workers_module.store.base import Capability, StoreInfo, WorkerInfo
 from workers_module.store.redis.address import LIBRARY, Address
 from workers_module.store.redis.connect import Links
 from workers_module.store.redis.keys import Keys, hash_tag
 from workers_module.store.redis.layout import Layout
 from workers_module.store.redis.servers import Servers
+from workers_module.store.values import Capability, StoreInfo, WorkerInfo
 from workers_module.url import QueueKind
 
 OLDEST: Final = (6, 2)

@@ -6,11 +6,11 @@ from typing import Any, Final, Literal
 
 from workers_module.job.record import JobRecord
 from workers_module.job.state import JobState
-from workers_module.store.base import Child, Counts, Metrics, Page
 from workers_module.store.redis.calls import READ, Calls, pieces
 from workers_module.store.redis.fields import read_record
 from workers_module.store.redis.keys import Keys, is_reserved
 from workers_module.store.redis.reading import CHILD_STATES, read_series, to_text
+from workers_module.store.values import Child, Counts, Metrics, Page
 
 _SLOW_SECONDS: Final = 0.1
 _LISTED_SECONDS: Final = 30.0

@@ -3,12 +3,12 @@
 from dataclasses import replace
 from typing import Final, assert_never
 
-from workers_module.store.base import Beat, LockInfo, Order, WorkerInfo, WorkerOrder
 from workers_module.store.codec import dump_worker, load_worker
 from workers_module.store.redis.calls import Calls
 from workers_module.store.redis.peers import node_workers
 from workers_module.store.redis.reading import to_text
 from workers_module.store.redis.scripts import Argument, script
+from workers_module.store.values import Beat, LockInfo, Order, WorkerInfo, WorkerOrder
 
 _LEASE: Final = script("lease-1")
 _WORKER: Final = script("worker-1")

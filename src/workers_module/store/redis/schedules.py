@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 from typing import Final, assert_never
 
-from workers_module.store.base import DropSchedule, FireSlot, JobSpec, PutSchedule, ScheduleRecord
 from workers_module.store.redis.asking import definition_values
 from workers_module.store.redis.calls import READ, Calls
 from workers_module.store.redis.fields import spec_extras, to_json
 from workers_module.store.redis.keys import Keys, check_tags
 from workers_module.store.redis.reading import read_schedule
 from workers_module.store.redis.scripts import Argument, script
+from workers_module.store.schedules import DropSchedule, FireSlot, PutSchedule, ScheduleRecord
+from workers_module.store.values import JobSpec
 
 _SCHEDULE: Final = script("schedule-2")
 

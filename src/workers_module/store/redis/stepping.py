@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from workers_module.job.state import JobState
-from workers_module.store.base import Claimed, Held, Step, StepReply
 from workers_module.store.redis.asking import write_outcomes
 from workers_module.store.redis.calls import Calls
 from workers_module.store.redis.connect import Link, Links
@@ -17,6 +16,7 @@ from workers_module.store.redis.peers import warning
 from workers_module.store.redis.reading import CODES
 from workers_module.store.redis.scripts import Argument, Command, script
 from workers_module.store.redis.servers import Servers
+from workers_module.store.values import Claimed, Held, Step, StepReply
 
 BLOCK_SECONDS: Final = 10.0
 """How long a worker sleeps at most before it looks again, were all markers lost."""

@@ -12,37 +12,6 @@ from workers_module.errors import ConfigurationError, StoreUnavailableError
 from workers_module.job.events import Event, EventBatch
 from workers_module.job.record import JobRecord
 from workers_module.job.state import JobState
-from workers_module.store.base import (
-    Action,
-    Added,
-    Beat,
-    Child,
-    Counts,
-    DropSchedule,
-    EditResult,
-    FireSlot,
-    Held,
-    JobPatch,
-    JobSpec,
-    LockInfo,
-    Metrics,
-    Order,
-    Page,
-    Problem,
-    PutSchedule,
-    QueuePatch,
-    QueueSettings,
-    RenewReply,
-    ScheduleRecord,
-    Selection,
-    Step,
-    StepReply,
-    StoreInfo,
-    Sweep,
-    SweepReply,
-    WorkerInfo,
-    WorkerOrder,
-)
 from workers_module.store.planning import check_specs, check_step
 from workers_module.store.redis import changing, queries, registry, schedules
 from workers_module.store.redis.adding import add_by_slot, add_here
@@ -61,6 +30,34 @@ from workers_module.store.redis.scripts import script
 from workers_module.store.redis.servers import Servers
 from workers_module.store.redis.stepping import STEP, Stepper
 from workers_module.store.redis.verifying import verify
+from workers_module.store.schedules import DropSchedule, FireSlot, PutSchedule, ScheduleRecord
+from workers_module.store.values import (
+    Action,
+    Added,
+    Beat,
+    Child,
+    Counts,
+    EditResult,
+    Held,
+    JobPatch,
+    JobSpec,
+    LockInfo,
+    Metrics,
+    Order,
+    Page,
+    Problem,
+    QueuePatch,
+    QueueSettings,
+    RenewReply,
+    Selection,
+    Step,
+    StepReply,
+    StoreInfo,
+    Sweep,
+    SweepReply,
+    WorkerInfo,
+    WorkerOrder,
+)
 
 MOST_CONNECTIONS: Final = 10
 _RENEW: Final = script("renew-2")

@@ -4,11 +4,11 @@ from itertools import chain
 from typing import Final
 
 from workers_module.job.state import ALL_STATES
-from workers_module.store.base import Problem
 from workers_module.store.redis.calls import PIECE, Calls, pieces
 from workers_module.store.redis.keys import described, glob
 from workers_module.store.redis.reading import read_problem, to_text
 from workers_module.store.redis.scripts import script
+from workers_module.store.values import Problem
 
 _VERIFY: Final = script("verify-2")
 
