@@ -73,7 +73,7 @@ _PARAMETERS: Final[Mapping[QueueKind, Mapping[str, _Shape]]] = {
 _SCHEME: Final = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
 _SECRET_PARAMETER: Final = re.compile(r"([?&][^=&]*(?:pass|pwd|secret|token|key)[^=&]*=)[^&]*", re.IGNORECASE)
 _MASTER: Final = re.compile(r"/[A-Za-z0-9_.-]+(/[0-9]+)?/?")
-_ESCAPES: Final = "write %2F, %3F, %23 and %40 for / ? # and @ in user and password"
+_ESCAPES: Final = "in user and password, / ? # and @ are written %2F, %3F, %23 and %40"
 
 
 def url_kind(url: str) -> QueueKind:

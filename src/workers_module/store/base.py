@@ -1,18 +1,15 @@
 """The contract every store meets.
 
 Ids, bytes and integers go in, values come out; no connection, key, cursor or transaction crosses it but the ``tx`` of
-`Store.add`.
-Each call is atomic. Each may be repeated after a lost reply without a second effect, except `Store.add` of jobs without
-an id,
-appended log lines and `Store.publish`. Times are milliseconds since the epoch, UTC. Where a call has ``now``, None
-means the
-store's own clock; what a worker computes (retry, snooze, delay) crosses as a relative ``delay_ms``.
+`Store.add`. Each call is atomic. Each may be repeated after a lost reply without a second effect, except `Store.add` of
+jobs without an id, appended log lines and `Store.publish`. Times are milliseconds since the epoch, UTC. Where a call
+has ``now``, None means the store's own clock; what a worker computes (retry, snooze, delay) crosses as a relative
+``delay_ms``.
 
 The centre is `Store.step`: it settles a batch of outcomes and claims the next batch in one round trip.
 
 Every method may raise `StoreUnavailableError` (nothing happened; try again), `StoreFullError`, `StoreDeniedError`, and,
-for what
-cannot be repeated, `StoreOutcomeUnknownError`. A store turns its driver's errors into these at its own door.
+for what cannot be repeated, `StoreOutcomeUnknownError`. A store turns its driver's errors into these at its own door.
 """
 
 from collections.abc import AsyncIterator, Sequence
@@ -96,20 +93,15 @@ class Store(Protocol):
         """Store jobs, all or none, in this order.
 
         * An id already present, in whatever state: the stored job is untouched, ``existing="same_id"`` (event
-          ``duplicated``). If the
-          spec names a parent and the stored job has none (or the same, or one that is gone), it becomes that parent's
-          child; a
-          completed one hands its result over at once (wire format §4.3.2).
+          ``duplicated``). If the spec names a parent and the stored job has none (or the same, or one that is gone), it
+          becomes that parent's child; a completed one hands its result over at once (wire format §4.3.2).
         * Deduplication (§8.1; key freed when its job ends, unless it has a ttl): ``simple`` drops further calls until
-          then, ``throttle``
-          for ``ttl_ms``, ``extend`` for ``ttl_ms`` from the last call, ``debounce`` replaces the job while it is
-          delayed (and restarts the
-          ttl), ``reschedule`` moves the due time of a delayed job, ``keep_latest`` keeps the last call's job for when
-          the active one ends.
-          A key without ttl whose job is gone counts as free. The decision and the insert are one operation.
+          then, ``throttle`` for ``ttl_ms``, ``extend`` for ``ttl_ms`` from the last call, ``debounce`` replaces the job
+          while it is delayed (and restarts the ttl), ``reschedule`` moves the due time of a delayed job,
+          ``keep_latest`` keeps the last call's job for when the active one ends. A key without ttl whose job is gone
+          counts as free. The decision and the insert are one operation.
         * A spec that others of this call name as parent starts in ``waiting-children``; one with no child left pending
-          at the end of the
-          call is released there.
+          at the end of the call is released there.
 
         Args:
             specs: Any number, for any queues; empty is allowed.
@@ -121,8 +113,7 @@ class Store(Protocol):
         Raises:
             JobNotFoundError: A parent is unknown; nothing is stored.
             ConfigurationError: The job is already the child of another living parent; or deduplication is asked for a
-                job with a
-                parent or children; or this store knows no ``tx`` of that kind. Nothing is stored.
+                job with a parent or children; or this store knows no ``tx`` of that kind. Nothing is stored.
         """
         ...
 
@@ -132,24 +123,18 @@ class Store(Protocol):
         """Settle outcomes, then claim jobs.
 
         Outcomes are settled first, in order, each with its effects on parents, deduplication keys, counters and events,
-        or not at all.
-        Then due delayed jobs become ready (at most ``2 * take + 100``; also in a paused queue, and also when ``take``
-        is 0), then up to
-        ``take`` jobs are claimed: lowest priority number first, oldest first, ``lifo`` ones before. A claim sets the
-        token, raises the fence by
-        one, and starts the lease.
+        or not at all. Then due delayed jobs become ready (at most ``2 * take + 100``; also in a paused queue, and also
+        when ``take`` is 0), then up to ``take`` jobs are claimed: lowest priority number first, oldest first, ``lifo``
+        ones before. A claim sets the token, raises the fence by one, and starts the lease.
 
         * Never more than pause, global concurrency, and rate windows allow. A manual limit holds for all.
         * An outcome is accepted if the job is active and its lease has this token, or the lease has lapsed, nobody took
-          it, and the fence is
-          still this one.
+          it, and the fence is still this one.
         * With ``resume`` the store first returns what is active under this token, its fence not raised again, then
-          claims up to ``take`` in
-          all.
+          claims up to ``take`` in all.
         * `Retry` with 0 goes behind, `Release` in front of its priority; neither writes ``started`` back.
         * Retention: `Keep` of the outcome, applied once per distinct one after the last insertion. ``count=0`` deletes
-          at once; the events
-          come all the same.
+          at once; the events come all the same.
         * ``drained`` is written at the end of a step in which a job ended, if nothing is waiting, prioritized or active
           (and, if ``take`` > 0, nothing delayed).
         """
@@ -159,8 +144,7 @@ class Store(Protocol):
         """Sleep until something may be ready or ``timeout`` seconds are over, then do ``req`` (which has no outcomes).
 
         Hints may be spurious, and one that comes before the wait is kept. A cancelled wait may have claimed: step once
-        more with the same
-        token, ``resume=True`` and ``take=0``, and release what comes.
+        more with the same token, ``resume=True`` and ``take=0``, and release what comes.
         """
         ...
 
@@ -183,12 +167,10 @@ class Store(Protocol):
         """Bring back abandoned jobs and tidy up; any instance, at any time.
 
         A job is abandoned when two sweeps, one interval apart, both find its lease run out; a renewal between them
-        clears it. It gets one crash more
-        and goes to the head of its priority (events ``waiting``, ``stalled``). At ``max_crashes`` (not a schedule's
-        job), or with
-        ``on_crash="fail"``, ``deferred`` is set, so that the next claim fails it. Also makes due jobs ready, forgets
-        expired deduplication keys,
-        applies the age limits (at most 1,000 jobs each), and trims events. Never works longer than 50 ms.
+        clears it. It gets one crash more and goes to the head of its priority (events ``waiting``, ``stalled``). At
+        ``max_crashes`` (not a schedule's job), or with ``on_crash="fail"``, ``deferred`` is set, so that the next claim
+        fails it. Also makes due jobs ready, forgets expired deduplication keys, applies the age limits (at most 1,000
+        jobs each), and trims events. Never works longer than 50 ms.
         """
         ...
 
@@ -204,8 +186,8 @@ class Store(Protocol):
         """Read a piece of the list of jobs in some states.
 
         Order: the states as given; within waiting and prioritized the order of claiming (tagset by tagset), delayed by
-            due time, active by
-        start, ended by end, waiting-children by entry. ``newest_first`` turns each state's list round.
+        due time, active by start, ended by end, waiting-children by entry. ``newest_first`` turns each state's list
+        round.
         """
         ...
 
@@ -280,8 +262,8 @@ class Store(Protocol):
         """Acquire, extend or release a named lock.
 
         Without ``fence``: acquire; the holder itself gets its fence again and a fresh lease, so that a repeat is
-        harmless. With ``fence``: extend
-        that very lease, never a lapsed one. ``ttl_ms=0`` releases: the lease of this owner (and fence, if given).
+        harmless. With ``fence``: extend that very lease, never a lapsed one. ``ttl_ms=0`` releases: the lease of this
+        owner (and fence, if given).
 
         Returns:
             The fence, which only ever grows for a name; None when somebody else holds the lock, or there was nothing to

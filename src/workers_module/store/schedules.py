@@ -63,11 +63,9 @@ class PutSchedule:
     """Declare a schedule.
 
     The stored definition again (and the same ``paused``) changes nothing, so a restart loses no slot; the call returns
-    False.
-    Otherwise the pending job (waiting, prioritized or delayed) is replaced by one for ``slot``. When ``paused``, the
-    definition and
-    the slot stay without a pending job.
-    ``job.id`` is ignored: it is ``repeat:<id>:<slot>``, and its due time the slot.
+    False. Otherwise the pending job (waiting, prioritized or delayed) is replaced by one for ``slot``. When ``paused``,
+    the definition and the slot stay without a pending job. ``job.id`` is ignored: it is ``repeat:<id>:<slot>``, and its
+    due time the slot.
     """
 
     id: str
@@ -82,8 +80,8 @@ class FireSlot:
     """Store the job of the next slot and advance, in one operation.
 
     Refused (False) unless the current slot is ``from_slot`` < ``slot``, and the schedule is not paused and under its
-    limit. With
-    ``replace`` the job of ``from_slot`` is removed first, and the call is refused unless that is still delayed.
+    limit. With ``replace`` the job of ``from_slot`` is removed first, and the call is refused unless that is still
+    delayed.
     """
 
     id: str

@@ -75,8 +75,7 @@ class JobSpec(NamedTuple):
         max_attempts: Runs allowed.
         tags: Sorted, without doubles.
         parent: A stored job, or the index of a later spec of the same call. (Children stand before their parent, so
-            that order
-            in the call is order in the queue.)
+            that order in the call is order in the queue.)
         schedule: The schedule that makes the job; set by stores and schedule calls only.
     """
 
@@ -290,8 +289,7 @@ class Child(NamedTuple):
     """A child of a job.
 
     ``state`` is ``pending``, ``processed`` (``value`` is its result, JSON), ``failed`` (with ``fail_parent``), or
-    ``ignored``
-    (failed with ``ignore`` or ``continue_parent``; ``reason`` tells why).
+    ``ignored`` (failed with ``ignore`` or ``continue_parent``; ``reason`` tells why).
     """
 
     queue: str
@@ -364,9 +362,13 @@ class ByIds:
 
 @dataclass(frozen=True, slots=True)
 class ByState:
-    """The oldest jobs in these states, at most ``limit`` (0.
+    """The oldest jobs in these states.
 
-    All), last touched before the instant ``older_than`` (None: any).
+    Attributes:
+        states: Any of them.
+        older_than: Last touched before this instant; None for any time.
+        limit: At most so many; 0 for all.
+        names: Only jobs of these names; empty for any.
     """
 
     states: tuple[JobState, ...]
@@ -383,9 +385,8 @@ class Remove:
     """Delete jobs in any state but active, with what hangs on them.
 
     *Soft* tells it (``removed``), takes pending ``children`` along and releases the parent with an event. *Hard* is
-    what drain
-    and clean do: no ``removed`` events, and a parent of the same queue whose last pending child goes is deleted too
-    (§9.6).
+    what drain and clean do: no ``removed`` events, and a parent of the same queue whose last pending child goes is
+    deleted too (§9.6).
     """
 
     children: bool = True

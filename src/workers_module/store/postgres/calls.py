@@ -62,7 +62,7 @@ class Calls:
         """Return the pool, and refuse calls from where this store cannot work."""
         if self.pool is None:
             raise StoreUnavailableError(f"{self.address.place}: this store is not open; await open() first")
-        if self.forked:
+        if os.getpid() != self._pid:
             raise ConfigurationError(
                 f"{self.address.place} was opened in process {self._pid} and this is its fork {os.getpid()}: "
                 "connections do not survive a fork. Open a store of its own in each process"
