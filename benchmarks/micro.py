@@ -22,8 +22,8 @@ from workers_module.job.job import Job as StoredJob
 from workers_module.job.outcome import Completed, Keep
 from workers_module.job.record import Token
 from workers_module.job.state import JobState
-from workers_module.store.base import JobSpec, Settle, Step
 from workers_module.store.sqlite.store import SqliteStore
+from workers_module.store.values import JobSpec, Settle, Step
 
 
 class Payload(BaseModel):

@@ -270,6 +270,13 @@ class TestAStoreThatIsAway:
         assert len(warnings) == 1
         assert "redis://cache is not there" in warnings[0]
 
+    async def test_is_not_waited_for_when_a_worker_is_unknown(self) -> None:
+        container = container_of(WorkersSettings(mode="background_async"), away := Away(3))
+        with pytest.raises(UnknownWorkerError, match="candles"):
+            async with run_workers(container, only=["candles"], close_container=True):
+                pass
+        assert away.left == 3
+
     async def test_is_an_error_where_nobody_wants_to_wait(self) -> None:
         container = container_of(WorkersSettings(mode="background_async"), away := Away(3))
         with pytest.raises(StoreUnavailableError, match="redis://cache"):

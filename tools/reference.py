@@ -15,7 +15,8 @@ import typer
 from workers_module.cli.app import app
 from workers_module.cli.config import env_example
 from workers_module.job.schedule import CronExpression
-from workers_module.settings import Variable, variables
+from workers_module.settings import variables
+from workers_module.sources import Variable
 
 _TITLE: Final = re.compile(r"# ---- (.*) ----")
 _ASSIGNED: Final = re.compile(r"#?([A-Z][A-Z_]*)=")

@@ -46,8 +46,9 @@ _HOMES: Final[dict[str, str]] = {
         "job.schedule": "CronExpression",
         "job.state": "JobState",
         "module": "WorkersModule run_workers workers_lifespan",
-        "settings": "QueueKind WorkerMode WorkersSettings",
+        "settings": "WorkerMode WorkersSettings",
         "store.base": "Store",
+        "url": "QueueKind",
         "worker.context": "JobContext JobLogger Progress",
         "worker.runtime": "Workers",
     }.items()

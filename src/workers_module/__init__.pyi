@@ -74,10 +74,10 @@ from workers_module.job.state import JobState as JobState
 from workers_module.module import WorkersModule as WorkersModule
 from workers_module.module import run_workers as run_workers
 from workers_module.module import workers_lifespan as workers_lifespan
-from workers_module.settings import QueueKind as QueueKind
 from workers_module.settings import WorkerMode as WorkerMode
 from workers_module.settings import WorkersSettings as WorkersSettings
 from workers_module.store.base import Store as Store
+from workers_module.url import QueueKind as QueueKind
 from workers_module.worker.context import JobContext as JobContext
 from workers_module.worker.context import JobLogger as JobLogger
 from workers_module.worker.context import Progress as Progress

@@ -122,5 +122,12 @@ def duration_ms(value: Duration, what: str = "duration") -> int:
     return ms
 
 
+def duration_text(span: timedelta) -> str:
+    """Return a duration in the largest unit that divides it: ``"90s"``, ``"10m"``, ``"7d"``."""
+    ms = span_ms(span)
+    units = (("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1))
+    return next(f"{ms // size}{unit}" for unit, size in units if ms % size == 0) if ms else "0s"
+
+
 def _bare(what: str, value: object) -> str:
     return f"{what}: {value!r} has no unit; write '{value}s' or '{value}ms', or a timedelta"

@@ -1,7 +1,7 @@
 """From settings and registry to what runs: executor, hooks and runtime of this process."""
 
 import logging
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, nullcontext
 from datetime import timedelta
 from functools import partial
@@ -18,7 +18,7 @@ from workers_module.di.target import child_command, load_target, open_handlers
 from workers_module.job.outcome import Keep
 from workers_module.job.record import JobRecord
 from workers_module.job.sandbox import Sandbox
-from workers_module.settings import RetentionLimits, WorkerMode, WorkersSettings
+from workers_module.settings import RetentionLimits, WorkersSettings
 from workers_module.store.base import Store
 from workers_module.worker.capture import capturing
 from workers_module.worker.executor import Executor, ExecutorSettings, Remote
@@ -123,30 +123,27 @@ class Launcher:
             declared=frozenset((spec.queue, spec.name) for spec in self._registry.schedules),
         )
 
-    async def plan(self, *, only: Iterable[str] | None = None, force: bool = False) -> WorkPlan | None:
-        """Return what this process is to run, or None for nothing."""
-        settings = self._settings
-        if settings.mode is WorkerMode.FOREGROUND_BLOCKING:
-            return None
-        names = self._registry.select(settings.enabled_workers, enabled=settings.enabled, only=only, force=force)
-        return await self._registry.plan(names, concurrency=settings.concurrency) if names else None
-
     @asynccontextmanager
     async def running(
         self,
         workers: Workers,
+        names: Collection[str],
         *,
-        only: Iterable[str] | None = None,
-        force: bool = False,
         listeners: Iterable[Listener] = (),
     ) -> AsyncGenerator[None]:
-        """Run the loops of this process meanwhile, if it is to run anything, and show them in ``workers``."""
+        """Run the loops of this process meanwhile, and show them in ``workers``.
+
+        Args:
+            workers: Shows what runs.
+            names: The selected workers; none run nothing.
+            listeners: Also told of worker events.
+        """
         if self._settings.queue.dangerously_flush:
             await _flush(self._store)
-        plan = await self.plan(only=only, force=force)
-        if plan is None:
+        if not names:
             yield
             return
+        plan = await self._registry.plan(names, concurrency=self._settings.concurrency)
         hooks = Hooks([*plan.listeners, *listeners])
         captured = capturing() if self._settings.capture_logging else nullcontext()
         async with self._sandboxes(plan) as remotes:

@@ -223,11 +223,17 @@ async def run_workers(
     """
     try:
         with explained_settings():
+            settings = await container.get(WorkersSettings)
+            registry = await container.get(WorkerRegistry)
+            # Before the store is reached, so that a name no worker has is told at once.
+            names = frozenset[str]()
+            if settings.mode is not WorkerMode.FOREGROUND_BLOCKING:
+                names = registry.select(settings.enabled_workers, enabled=settings.enabled, only=only, force=force)
             if wait_for_store:
                 await reach_store(container)
             launcher = await container.get(Launcher)
         workers = await container.get(Workers)
-        async with launcher.running(workers, only=only, force=force, listeners=listeners):
+        async with launcher.running(workers, names, listeners=listeners):
             yield workers
     finally:
         if close_container:

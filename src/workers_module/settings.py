@@ -10,19 +10,14 @@ read the variable ``WORKERS``, which selects workers, as that field's JSON::
         jobs: WorkersSettings = Field(default_factory=WorkersSettings)
 """
 
-import difflib
 import logging
 import os
-import re
-from collections.abc import Collection, Generator, Iterable, Iterator, Mapping
+from collections.abc import Collection, Generator, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import timedelta
-from enum import Enum, StrEnum
+from enum import StrEnum
 from functools import cache
-from pathlib import Path
-from types import MappingProxyType
-from typing import Annotated, Any, Final, Literal, Self, TypeGuard
+from typing import Annotated, Any, Literal, Self, TypeGuard
 
 from pydantic import (
     BaseModel,
@@ -30,14 +25,12 @@ from pydantic import (
     ConfigDict,
     Field,
     ModelWrapValidatorHandler,
-    Secret,
     SecretStr,
     ValidationError,
     ValidationInfo,
     field_validator,
     model_validator,
 )
-from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
     DotEnvSettingsSource,
@@ -47,12 +40,13 @@ from pydantic_settings import (
     SecretsSettingsSource,
     SettingsConfigDict,
     SettingsError,
-    TomlConfigSettingsSource,
 )
 
-from workers_module.clock import duration_ms, span_ms
+from workers_module.clock import duration_ms
 from workers_module.errors import ConfigurationError
 from workers_module.job.sandbox import Sandbox
+from workers_module.sources import Names, Sources, Variable, fault_lines, variables_of
+from workers_module.url import QueueKind, SecretUrl, check_url, url_kind
 
 _log = logging.getLogger(__name__)
 
@@ -69,84 +63,6 @@ class WorkerMode(StrEnum):
     """Into this process' memory, whatever URL is set; this process' workers take it."""
     FOREGROUND_BLOCKING = "foreground_blocking"
     """Nowhere: the enqueueing call runs it and raises its error."""
-
-
-class QueueKind(StrEnum):
-    """What keeps the jobs."""
-
-    REDIS = "redis"
-    POSTGRES = "postgres"
-    SQLITE = "sqlite"
-    MEMORY = "memory"
-
-
-SCHEMES: Final[Mapping[str, QueueKind]] = MappingProxyType(
-    {
-        "redis": QueueKind.REDIS,
-        "rediss": QueueKind.REDIS,
-        "unix": QueueKind.REDIS,
-        "redis+cluster": QueueKind.REDIS,
-        "rediss+cluster": QueueKind.REDIS,
-        "redis+sentinel": QueueKind.REDIS,
-        "rediss+sentinel": QueueKind.REDIS,
-        "postgres": QueueKind.POSTGRES,
-        "postgresql": QueueKind.POSTGRES,
-        "sqlite": QueueKind.SQLITE,
-        "memory": QueueKind.MEMORY,
-    }
-)
-"""URL scheme to the kind of store behind it."""
-
-_SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
-_SECRET_PARAMETER = re.compile(r"([?&][^=&]*(?:pass|pwd|secret|token|key)[^=&]*=)[^&]*", re.IGNORECASE)
-
-
-def url_kind(url: str) -> QueueKind:
-    """Return what kind of store a URL names.
-
-    Raises:
-        ValueError: The URL has no scheme, or an unknown one; the message shows no other part of it.
-    """
-    scheme = _SCHEME.match(url)
-    if scheme is None:
-        raise ValueError(
-            "this is not a URL; write sqlite:///jobs.db, redis://host:6379/0 or postgresql://host/database"
-        )
-    kind = SCHEMES.get(scheme[1].lower())
-    if kind is None:
-        raise ValueError(f"unknown scheme {scheme[1]!r}; known: {', '.join(sorted(SCHEMES))}")
-    return kind
-
-
-def mask_url(url: str) -> str:
-    """Return the URL in the form ``redis://user:***@host``, with parameters such as ``password=`` masked too.
-
-    Where it is doubtful what belongs to the password (it holds a ``?`` or an ``@``), more is masked rather than less.
-    """
-    start = scheme.end() if (scheme := _SCHEME.match(url)) else 0
-    who, at, where = url[start:].rpartition("@")
-    user, colon, _ = who.partition(":")
-    if not colon or who.startswith("/"):
-        return _SECRET_PARAMETER.sub(r"\1***", url)
-    if "?" in who:
-        return f"{url[:start]}{user.partition('?')[0]}:***"
-    return f"{url[:start]}{user}:***{at}" + _SECRET_PARAMETER.sub(r"\1***", where)
-
-
-class SecretUrl(Secret[str]):
-    """A URL that shows itself without its password; ``get_secret_value()`` gives the whole."""
-
-    def _display(self) -> str:
-        return mask_url(self.get_secret_value())
-
-
-@dataclass(frozen=True, slots=True)
-class _Names:
-    """The variables a field is read from, first one first, in place of ``WORKERS_<PATH>`` (which is read as well)."""
-
-    names: tuple[str, ...]
-    ordered: bool = False
-    """Whether several may be set to different values; the first one then counts."""
 
 
 def _span(value: Any) -> timedelta:
@@ -168,10 +84,6 @@ def _span_or_none(value: object) -> timedelta | None:
 
 def _is_several(value: object) -> TypeGuard[Collection[object]]:
     return isinstance(value, list | tuple | set | frozenset)
-
-
-def _is_section(value: object) -> TypeGuard[dict[str, Any]]:
-    return isinstance(value, dict)
 
 
 def _words(value: object) -> object:
@@ -211,7 +123,7 @@ class StoreSettings(_Section):
     uri: Annotated[
         SecretUrl | None,
         BeforeValidator(_url),
-        _Names(("QUEUE_URL", "QUEUE_REDIS_URL", "PGQ_URL", "SQLTQ_URL", "REDIS_URL"), ordered=True),
+        Names(("QUEUE_URL", "QUEUE_REDIS_URL", "PGQ_URL", "SQLTQ_URL", "REDIS_URL"), ordered=True),
     ] = Field(default=None, description="where the jobs are kept; unset: in the memory of this process")
     kind: QueueKind = Field(
         default_factory=lambda data: _kind(data.get("uri")),
@@ -230,9 +142,12 @@ class StoreSettings(_Section):
 
     @field_validator("uri")
     @classmethod
-    def _known_scheme(cls, uri: SecretUrl | None) -> SecretUrl | None:
+    def _usable(cls, uri: SecretUrl | None) -> SecretUrl | None:
         if uri is not None:
-            url_kind(uri.get_secret_value())
+            try:
+                check_url(uri.get_secret_value())
+            except ConfigurationError as error:
+                raise ValueError(str(error)) from None
         return uri
 
     @field_validator("kind")
@@ -320,10 +235,10 @@ class TelemetrySettings(_Section):
 class LogSettings(_Section):
     """How the worker command writes its log; the library itself configures no logging."""
 
-    format: Annotated[Literal["auto", "console", "json"], _Names(("WORKERS_LOG_FORMAT",))] = Field(
+    format: Annotated[Literal["auto", "console", "json"], Names(("WORKERS_LOG_FORMAT",))] = Field(
         default="auto", description="console, json; auto: console on a terminal, else json"
     )
-    level: Annotated[Literal["debug", "info", "warning", "error", "critical"], _Names(("WORKERS_LOG_LEVEL",))] = Field(
+    level: Annotated[Literal["debug", "info", "warning", "error", "critical"], Names(("WORKERS_LOG_LEVEL",))] = Field(
         default="info", description="debug, info, warning, error, critical"
     )
 
@@ -355,7 +270,7 @@ class WorkersSettings(BaseSettings):
         secrets_dir="/run/secrets",
     )
 
-    environment: Annotated[str, _Names(("ENVIRONMENT", "APP_ENV"), ordered=True)] = Field(
+    environment: Annotated[str, Names(("ENVIRONMENT", "APP_ENV"), ordered=True)] = Field(
         default="development", pattern=r"^\w[\w.-]*$", description="prod and production mean production"
     )
     app: str | None = Field(default=None, description="the application for the command line: module:attribute")
@@ -365,7 +280,7 @@ class WorkersSettings(BaseSettings):
     )
     enabled: bool = Field(default=True, description="false: this process runs no worker, it only enqueues")
     enabled_workers: Annotated[
-        Literal["all"] | frozenset[str], BeforeValidator(_selection), _Names(("ENABLED_WORKERS", "WORKERS"))
+        Literal["all"] | frozenset[str], BeforeValidator(_selection), Names(("ENABLED_WORKERS", "WORKERS"))
     ] = Field(default="all", description="which workers run here, e.g. email,reports")
     queue: StoreSettings = Field(default_factory=StoreSettings, validate_default=True)
     in_process: bool = Field(default=False, description="short for WORKERS_MODE=foreground_blocking")
@@ -373,7 +288,7 @@ class WorkersSettings(BaseSettings):
         default_factory=lambda data: _mode(data.get("queue"), in_process=data.get("in_process", False)),
         description="background_queue (with a URL), background_async (without one) or foreground_blocking",
     )
-    concurrency: Annotated[int, _Names(("WORKERS_CONCURRENCY", "WORKERS_QUEUE__NUM_WORKERS"))] = Field(
+    concurrency: Annotated[int, Names(("WORKERS_CONCURRENCY", "WORKERS_QUEUE__NUM_WORKERS"))] = Field(
         default=10, ge=1, description="jobs at the same time, per processor"
     )
     job_timeout: OptionalSpan = Field(
@@ -479,8 +394,7 @@ class WorkersSettings(BaseSettings):
         try:
             return handler(data)
         except ValidationError as error:
-            origins: dict[str, str] = data.get("origins", {}) if _is_section(data) else {}
-            raise ConfigurationError("\n".join(_lines(cls, error, origins))) from None
+            raise ConfigurationError("\n".join(fault_lines(variables(cls), error, data))) from None
 
     @classmethod
     def settings_customise_sources(
@@ -494,32 +408,17 @@ class WorkersSettings(BaseSettings):
         """Say where values come from, strongest first."""
         dotenv = dotenv_settings.env_file if isinstance(dotenv_settings, DotEnvSettingsSource) else None
         secrets = file_secret_settings.secrets_dir if isinstance(file_secret_settings, SecretsSettingsSource) else None
-        table = variables(cls)
-
-        arguments = _from_mapping(table, init_settings(), "argument {path}")
-        given = env_settings.env_vars if isinstance(env_settings, EnvSettingsSource) else dict[str, str | None]()
-        environ = _from_variables(table, given, "")
-        env_file = _from_dotenv(table, dotenv)
-        toml_file = _from_toml(table, "workers.toml")
-        chosen: str = next(
-            (str(one["environment"]) for one in (arguments, environ, env_file, toml_file) if "environment" in one),
-            cls.model_fields["environment"].default,
-        )
-        found = (
-            arguments,
-            # It chose the files, so no file may change it.
-            {"environment": chosen},
-            environ,
-            _from_dotenv(table, [f"{file}.{chosen}" for file in _paths(dotenv)]),
-            env_file,
-            _from_toml(table, f"workers.{chosen}.toml"),
-            toml_file,
-            *(
-                _from_variables(table, _secret_files(folder, table), f" ({folder})")
-                for folder in reversed(_paths(secrets))
-            ),
+        environ = env_settings.env_vars if isinstance(env_settings, EnvSettingsSource) else dict[str, str | None]()
+        found = Sources(settings_cls, variables(cls)).read(
+            init_settings(), environ, dotenv, secrets, environment=cls.model_fields["environment"].default
         )
         return tuple(InitSettingsSource(settings_cls, init_kwargs=values) for values in found)
+
+
+@cache
+def variables(settings: type[WorkersSettings] = WorkersSettings) -> tuple[Variable, ...]:
+    """Return every setting there is, in the order of the fields."""
+    return tuple(variables_of(settings))
 
 
 def url_for_tests(kind: QueueKind) -> str:
@@ -558,87 +457,6 @@ _EMBEDDED = (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Variable:
-    """One setting as the environment knows it.
-
-    Attributes:
-        name: The variable to document and to set.
-        names: All variables that are read, first one first.
-        path: The field, dotted: ``queue.uri``.
-        default: As it would be written in a file; empty if there is none, or if it follows from other settings.
-        description: One line, lower case, without a full stop.
-        secret: Whether its value must not be shown.
-        ordered: Whether several of ``names`` may be set to different values.
-    """
-
-    name: str
-    names: tuple[str, ...]
-    path: str
-    default: str
-    description: str
-    secret: bool
-    ordered: bool
-
-
-@cache
-def variables(settings: type[WorkersSettings] = WorkersSettings) -> tuple[Variable, ...]:
-    """Return every setting there is, in the order of the fields."""
-    return tuple(_variables(settings, ()))
-
-
-def _variables(model: type[BaseModel], parents: tuple[str, ...]) -> Iterator[Variable]:
-    for field_name, field in model.model_fields.items():
-        path = (*parents, field_name)
-        if field.exclude:
-            continue
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from _variables(field.annotation, path)
-            continue
-        own = f"WORKERS_{'__'.join(path).upper()}"
-        given = next((part for part in field.metadata if isinstance(part, _Names)), _Names(()))
-        yield Variable(
-            name=(*given.names, own)[0],
-            # Its own name is the most telling one, so it goes before names others may have set (REDIS_URL).
-            names=tuple(dict.fromkeys((own, *given.names))),
-            path=".".join(path),
-            default="" if field.default_factory else setting_text(field.default),
-            description=field.description or "",
-            secret=_is_secret(field),
-            ordered=given.ordered,
-        )
-
-
-def _is_secret(field: FieldInfo) -> bool:
-    return "Secret" in str(field.annotation)
-
-
-def setting_text(value: object) -> str:
-    """Return a value as it would be written in a file; secrets are masked."""
-    match value:
-        case None:
-            return ""
-        case bool():
-            return str(value).lower()
-        case Enum():
-            return str(value.value)
-        case timedelta():
-            return duration_text(value)
-        case _:
-            return (
-                ",".join(sorted(map(str, value)) if isinstance(value, frozenset) else map(str, value))
-                if _is_several(value)
-                else str(value)
-            )
-
-
-def duration_text(span: timedelta) -> str:
-    """Return a duration in the largest unit that divides it: ``"90s"``, ``"10m"``, ``"7d"``."""
-    ms = span_ms(span)
-    units = (("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1))
-    return next(f"{ms // size}{unit}" for unit, size in units if ms % size == 0) if ms else "0s"
-
-
 def _kind(uri: SecretUrl | None) -> QueueKind:
     return QueueKind.MEMORY if uri is None else url_kind(uri.get_secret_value())
 
@@ -652,127 +470,3 @@ def _mode(queue: StoreSettings | None, *, in_process: bool) -> WorkerMode:
 
 def _is_production(environment: str) -> bool:
     return environment.lower() in {"prod", "production"}
-
-
-def _from_variables(table: tuple[Variable, ...], given: Mapping[str, str | None], where: str) -> dict[str, Any]:
-    """Return what a set of variables says; their names in ``given`` are in lower case."""
-    values: dict[str, Any] = {"origins": {}}
-    for variable in table:
-        # An empty variable is what compose files and shells make of one that is not set.
-        texts = {name: text for name in variable.names if (text := given.get(name.lower()) or "").strip()}
-        if not texts:
-            continue
-        if not variable.ordered and len({frozenset(map(str.strip, text.split(","))) for text in texts.values()}) > 1:
-            raise ConfigurationError(f"{' and '.join(texts)}{where} are the same setting and differ; set one of them")
-        name, text = next(iter(texts.items()))
-        section = values
-        *parents, leaf = variable.path.split(".")
-        for parent in parents:
-            section = section.setdefault(parent, {})
-        section[leaf] = (
-            SecretUrl(text) if variable.path == "queue.uri" else SecretStr(text) if variable.secret else text
-        )
-        values["origins"][variable.path] = f"{name}{where}"
-    _warn_of_unknown(table, given, where)
-    return values
-
-
-def _warn_of_unknown(table: tuple[Variable, ...], given: Iterable[str], where: str) -> None:
-    known = [name for variable in table for name in variable.names]
-    for name in sorted(map(str.upper, given)):
-        # WORKERS_TEST_* steer the tests, not the workers.
-        if name.startswith("WORKERS_") and not name.startswith("WORKERS_TEST_") and name not in known:
-            _log.warning("%s%s is not a setting%s", name, where, _nearest(name, known))
-
-
-def _nearest(word: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f"; did you mean {close[0]}?" if close else ""
-
-
-def _from_mapping(table: tuple[Variable, ...], given: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Return what nested fields say; ``where`` is their origin, with ``{path}`` for the field."""
-    values = _plain(given)
-    queue = values.get("queue")
-    if _is_section(queue) and "num_workers" in queue:
-        alias = queue.pop("num_workers")
-        if values.setdefault("concurrency", alias) != alias:
-            raise ConfigurationError(
-                "concurrency and queue.num_workers are the same setting and differ; set one of them"
-            )
-    names = {variable.path: variable.name for variable in table}
-    places = {path: where.format(path=path) for path in _leaves(values)}
-    origins = {path: f"{names[path]} ({place})" if path in names else place for path, place in places.items()}
-    return {**values, "origins": origins}
-
-
-def _plain(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Turn sections into mappings of what was set on them, so that weaker sources fill in the rest."""
-    plain: dict[str, Any] = {}
-    for name, value in given.items():
-        if isinstance(value, BaseModel):
-            plain[name] = _plain({field: getattr(value, field) for field in value.model_fields_set})
-        else:
-            plain[name] = _plain(value) if _is_section(value) else value
-    return plain
-
-
-def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    for name, value in values.items():
-        if _is_section(value):
-            yield from _leaves(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}"
-
-
-def _paths(given: Any) -> list[str]:
-    """Return the one or several files that ``_env_file`` or ``_secrets_dir`` name; later ones are stronger."""
-    if given is None:
-        return []
-    return [str(given)] if isinstance(given, str | Path) else [str(path) for path in given]
-
-
-def _from_dotenv(table: tuple[Variable, ...], files: Any) -> dict[str, Any]:
-    given = DotEnvSettingsSource(WorkersSettings, env_file=files).env_vars
-    return _from_variables(table, given, f" ({', '.join(_paths(files))})")
-
-
-def _from_toml(table: tuple[Variable, ...], file: str) -> dict[str, Any]:
-    try:
-        given = TomlConfigSettingsSource(WorkersSettings, Path(file))()
-    except ValueError as error:
-        raise ConfigurationError(f"{file}: {error}") from None
-    return _from_mapping(table, given, f"{{path}} in {file}")
-
-
-def _secret_files(folder: str, table: tuple[Variable, ...]) -> dict[str, str]:
-    """Return the contents of the files in a folder that are named like variables, by name in lower case."""
-    known = {name.lower() for variable in table for name in variable.names}
-    found: dict[str, str] = {}
-    if not Path(folder).is_dir():
-        return found
-    for path in Path(folder).iterdir():
-        if path.name.lower() in known and path.is_file():
-            try:
-                found[path.name.lower()] = path.read_text(encoding="utf-8").strip()
-            except (OSError, UnicodeDecodeError) as error:
-                raise ConfigurationError(f"{path}: cannot be read: {type(error).__name__}") from None
-    return found
-
-
-def _lines(settings: type[WorkersSettings], error: ValidationError, origins: Mapping[str, str]) -> Iterator[str]:
-    """Render a line for each fault, which names the variable as it was found."""
-    names = {variable.path: variable.name for variable in variables(settings)}
-    for fault in error.errors(include_url=False, include_input=False):
-        path = ".".join(map(str, fault["loc"]))
-        where = origins.get(path) or names.get(path) or path
-        match fault["type"]:
-            case "default_factory_not_called":
-                continue  # it depends on a setting that has a fault of its own
-            case "extra_forbidden":
-                text = f"there is no such setting{_nearest(path, names)}"
-            case "value_error":
-                text = str(fault.get("ctx", {}).get("error"))
-            case _:
-                text = fault["msg"]
-        yield f"{where}: {text}" if where else text

@@ -17,8 +17,8 @@ from typer.testing import CliRunner
 from tests.servers import empty_schema, shared_redis
 from workers_module.cli.app import app
 from workers_module.job.record import Token
-from workers_module.store.base import Step
 from workers_module.store.open import open_store
+from workers_module.store.values import Step
 
 HERE = Path(__file__).parents[2]
 TARGET = "tests.cli.shop:make_container"

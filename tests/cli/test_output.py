@@ -9,8 +9,8 @@ import pytest
 
 from tests.cli.conftest import Cli
 from workers_module.cli.output import Column, clean, fitting, span, when
-from workers_module.store.base import ByIds, Fail, JobPatch, JobSpec
 from workers_module.store.open import open_store
+from workers_module.store.values import ByIds, Fail, JobPatch, JobSpec
 
 EVIL = "\x1b]0;owned\x07\x1b[2J\r\n\x9b31m\u202egnp\u2028\x00\x7f"
 

@@ -1,8 +1,8 @@
 """``workers start`` where the store is away at first, or refuses: a worker waits for the one and ends at the other."""
 
 import signal
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -11,7 +11,7 @@ import pytest
 from tests.cli.conftest import HERE, TARGET, Cli
 from tests.cli.processes import running, until
 from tests.cli.test_start import LOG, status
-from tests.servers import PostgresServer, Server, free_port, postgres_server, redis_server
+from tests.servers import Server, free_port, postgres_server, redis_server
 
 KINDS: Final = [pytest.param(kind, marks=getattr(pytest.mark, kind)) for kind in ("redis", "postgres")]
 
@@ -79,36 +79,39 @@ def test_a_producer_does_not_wait(cli: Cli, server: Server) -> None:
     assert "the store cannot be reached" in done.err
 
 
-@pytest.mark.redis
-def test_a_worker_that_is_refused_ends(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+@contextmanager
+def wrong_password() -> Generator[str]:
     with redis_server("--requirepass", "right") as server:
-        monkeypatch.setenv("QUEUE_URL", f"unix://:wrong@{server.address}")
-        done = cli("start --worker")
-
-    assert done.code == 4
-    assert "the store refuses us" in done.err
+        yield f"unix://:wrong@{server.address}"
 
 
-@pytest.mark.redis
-def test_a_worker_without_the_rights_ends(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+@contextmanager
+def too_few_rights() -> Generator[str]:
     with redis_server(lines=["user few on >few ~bull:* +ping +info"]) as server:
-        monkeypatch.setenv("QUEUE_URL", f"unix://few:few@{server.address}")
-        done = cli("start --worker")
-
-    assert done.code == 4
-    assert "Grant the right" in done.err
+        yield f"unix://few:few@{server.address}"
 
 
-@pytest.mark.postgres
-def test_a_worker_whose_url_names_no_database_ends(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+@contextmanager
+def no_database() -> Generator[str]:
     with postgres_server() as server:
-        monkeypatch.setenv("QUEUE_URL", nowhere_on(server))
+        head, _, query = server.url.partition("?")
+        yield f"{head.rpartition('/')[0]}/nowhere" + (f"?{query}" if query else "")
+
+
+@pytest.mark.parametrize(
+    ("place", "code", "says"),
+    [
+        pytest.param(wrong_password, 4, "the store refuses us", marks=pytest.mark.redis),
+        pytest.param(too_few_rights, 4, "Grant the right", marks=pytest.mark.redis),
+        pytest.param(no_database, 3, "Create the database first, or correct the URL", marks=pytest.mark.postgres),
+    ],
+)
+def test_a_worker_that_no_waiting_helps_ends(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, place: Callable[[], AbstractContextManager[str]], code: int, says: str
+) -> None:
+    with place() as url:
+        monkeypatch.setenv("QUEUE_URL", url)
         done = cli("start --worker")
 
-    assert done.code == 3
-    assert "Create the database first, or correct the URL" in done.err
-
-
-def nowhere_on(server: PostgresServer) -> str:
-    head, _, query = server.url.partition("?")
-    return f"{head.rpartition('/')[0]}/nowhere" + (f"?{query}" if query else "")
+    assert done.code == code
+    assert says in done.err

@@ -13,7 +13,8 @@ from workers_module.job.failure import add_trace, reason_of, trace_of
 from workers_module.job.outcome import Completed, Failed, Keep, Outcome
 from workers_module.job.record import JobRecord, Token
 from workers_module.job.state import ALL_STATES
-from workers_module.store.base import Claimed, Settle, SettleCode, Step, Store
+from workers_module.store.base import Store
+from workers_module.store.values import Claimed, Settle, SettleCode, Step
 
 Q = "mail"
 PATIENCE = 10

@@ -19,8 +19,9 @@ from workers_module.job.options import Dedup, JobOptions
 from workers_module.job.outcome import Failed
 from workers_module.job.retry import Backoff
 from workers_module.job.state import ALL_STATES, JobState
-from workers_module.store.base import JobPatch, JobSpec, Store
+from workers_module.store.base import Store
 from workers_module.store.memory import MemoryStore
+from workers_module.store.values import JobPatch, JobSpec
 
 
 class Mail(BaseModel):

@@ -12,7 +12,7 @@ from workers_module.clock import FrozenClock
 from workers_module.errors import ConfigurationError
 from workers_module.job.options import Repeat
 from workers_module.job.state import JobState
-from workers_module.store.base import Beat, JobPatch, JobSpec, WorkerInfo
+from workers_module.store.values import Beat, JobPatch, JobSpec, WorkerInfo
 
 
 async def test_it_tells_what_there_is(any_kit: Kit) -> None:

@@ -23,12 +23,14 @@ from workers_module.errors import (
     StoreUnavailableError,
 )
 from workers_module.job.kind import JobKind
-from workers_module.job.options import Dedup, JobOptions, Repeat, read_options
+from workers_module.job.options import Dedup, JobOptions, Repeat
 from workers_module.job.record import ParentRef
 from workers_module.job.retry import Backoff
 from workers_module.job.state import JobState
-from workers_module.store.base import Added, JobSpec, Store
+from workers_module.job.stored import read_options
+from workers_module.store.base import Store
 from workers_module.store.memory import MemoryStore
+from workers_module.store.values import Added, JobSpec
 
 
 class Mail(BaseModel):

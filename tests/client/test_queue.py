@@ -21,11 +21,12 @@ from workers_module.errors import (
     NotSupportedError,
     ScheduleError,
 )
-from workers_module.job.options import JobOptions, Repeat, read_options
+from workers_module.job.options import JobOptions, Repeat
 from workers_module.job.outcome import Completed
 from workers_module.job.record import ParentRef
 from workers_module.job.retry import Backoff
 from workers_module.job.state import JobState
+from workers_module.job.stored import read_options
 from workers_module.store.base import Store
 from workers_module.store.sqlite.store import SqliteStore
 

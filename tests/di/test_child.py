@@ -14,7 +14,7 @@ import pytest
 from workers_module.di.target import child_command
 from workers_module.job.job import Job
 from workers_module.job.record import JobRecord
-from workers_module.store.base import EditResult
+from workers_module.store.values import EditResult
 from workers_module.worker.messages import (
     HEAD,
     Answer,

@@ -26,7 +26,8 @@ from workers_module.job.job import Job
 from workers_module.job.outcome import Completed
 from workers_module.job.record import Token
 from workers_module.job.state import JobState
-from workers_module.store.base import Settle, Step, Store
+from workers_module.store.base import Store
+from workers_module.store.values import Settle, Step
 
 
 class EmailJob(BaseModel):

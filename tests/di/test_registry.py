@@ -26,7 +26,7 @@ from workers_module.di.registry import WorkerRegistry
 from workers_module.errors import RegistrationError, UnknownJobError, UnknownWorkerError
 from workers_module.job.events import QueueEvent, WorkerEvent
 from workers_module.job.job import Job
-from workers_module.job.options import read_options
+from workers_module.job.stored import read_options
 from workers_module.worker.context import JobContext
 
 

@@ -17,7 +17,7 @@ from workers_module import Queue, Store, WorkersModule, WorkersSettings
 from workers_module.job.events import Event
 from workers_module.job.record import JobRecord
 from workers_module.job.state import ALL_STATES
-from workers_module.store.base import QueuePatch
+from workers_module.store.values import QueuePatch
 
 KEPT_EVENTS: Final = 1_000_000
 _PAGE: Final = 1_000

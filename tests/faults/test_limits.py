@@ -9,7 +9,7 @@ from tests.faults.office import office
 from tests.faults.waiting import until
 from tests.faults.worker import QUEUE, Task
 from tests.worker.loops import all_ended
-from workers_module.store.base import QueuePatch
+from workers_module.store.values import QueuePatch
 
 pytestmark = pytest.mark.redis
 

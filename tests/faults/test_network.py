@@ -160,5 +160,5 @@ async def working_here(store: Store, url: str, folder: Path) -> AsyncGenerator[N
 
 
 def idle_links(there: Office) -> list[Link]:
-    servers = cast("Any", there.store)._open_servers()
+    servers = cast("Any", there.store)._calls.open_servers()
     return [link for links in servers._links.values() for link in links._idle]

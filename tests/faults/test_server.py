@@ -17,7 +17,8 @@ from tests.faults.waiting import until
 from tests.faults.worker import NAME, QUEUE, Task
 from tests.store.helpers import step
 from workers_module import StoreFullError, StoreUnavailableError
-from workers_module.store.base import Claimed, Renewer
+from workers_module.store.base import Renewer
+from workers_module.store.values import Claimed
 
 pytestmark = pytest.mark.redis
 

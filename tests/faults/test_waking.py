@@ -24,8 +24,9 @@ from tests.faults.waiting import until
 from tests.store.helpers import by_id, claim_one, complete, fail, ids_of, retry, spec, step, sweep
 from tests.worker.loops import Desk, all_ended, queue_plan
 from workers_module.job.job import Job
-from workers_module.store.base import Claimed, Promote, QueuePatch, RetryAgain, Store
+from workers_module.store.base import Store
 from workers_module.store.redis.store import RedisStore
+from workers_module.store.values import Claimed, Promote, QueuePatch, RetryAgain
 from workers_module.worker.context import JobContext
 
 Q = "mail"
@@ -191,7 +192,7 @@ async def swept(store: Store, id: str) -> bool:
 
 
 async def all_asleep(store: RedisStore) -> bool:
-    servers = store._open_servers()
+    servers = store._calls.open_servers()
     [links] = await servers.each()
     (reply,) = await servers.run(links, [("INFO", "clients")])
     return f"blocked_clients:{IDLE_WORKERS}".encode() in reply

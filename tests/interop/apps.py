@@ -20,6 +20,7 @@ from workers_module import (
     WorkersSettings,
     processor,
 )
+from workers_module.di.registry import WorkerRegistry
 from workers_module.launch import Launcher
 from workers_module.settings import StoreSettings
 from workers_module.store.base import Store
@@ -115,8 +116,9 @@ class Place:
         async with AsyncExitStack() as stack:
             app = await stack.enter_async_context(self.app(*processors, **(settings or {})))
             launcher = await app.container.get(Launcher)
-            plan = await launcher.plan(only=only)
-            assert plan is not None
+            registry = await app.container.get(WorkerRegistry)
+            given = await app.container.get(WorkersSettings)
+            plan = await registry.plan(registry.select(only=only), concurrency=given.concurrency)
             hooks = Hooks(plan.listeners)
             chosen = replace(launcher.runtime_settings, shutdown_grace_ms=5_000)
             chosen = replace(chosen, **runtime)

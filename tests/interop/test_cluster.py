@@ -18,7 +18,7 @@ from tests.interop.apps import Place, consumer
 from tests.interop.peer import Node, NodeError, connect
 from tests.servers import PATIENCE, Server, redis_binary
 from workers_module import ConfigurationError, Job, JobContext, flow_job
-from workers_module.settings import SCHEMES
+from workers_module.url import SCHEMES
 
 SLOTS = 16_384
 SHARED = "redis+cluster" in SCHEMES

@@ -13,7 +13,7 @@ from tests.interop.raw import Raw, until
 from workers_module import Job, JobContext, ParentRef, flow_job
 from workers_module.job.outcome import Completed, Failed, WaitChildren
 from workers_module.job.record import Token
-from workers_module.store.base import Held, Settle, SettleCode, Step
+from workers_module.store.values import Held, Settle, SettleCode, Step
 
 TREE = """
 const leaf = n => ({name: 'part', queueName: 'children', data: n})

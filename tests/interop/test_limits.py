@@ -10,7 +10,7 @@ from tests.interop.apps import App, Place, consumer
 from tests.interop.peer import Node
 from tests.interop.raw import Raw, until, until_asleep
 from workers_module import Job, JobContext, RetryLaterError
-from workers_module.store.base import RateLimit
+from workers_module.store.values import RateLimit
 
 PAUSE = "await new Promise(resolve => setTimeout(resolve, 5))"
 

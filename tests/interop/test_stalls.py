@@ -19,7 +19,7 @@ from tests.interop.peer import Node, connect, node_process
 from tests.interop.raw import Raw, until
 from workers_module import Job, JobContext
 from workers_module.job.record import Token
-from workers_module.store.base import Step, Sweep
+from workers_module.store.values import Step, Sweep
 
 ROOT = Path(__file__).parents[2]
 FAST: dict[str, Any] = {"lease_ms": 600, "sweep_interval_ms": 200}

@@ -10,7 +10,7 @@ from tests.interop.raw import Raw
 from workers_module import IllegalMoveError, JobNotFoundError, flow_job
 from workers_module.job.outcome import Completed, Failed, Outcome
 from workers_module.job.record import Token
-from workers_module.store.base import EditResult, Held, JobPatch, Settle, Step
+from workers_module.store.values import EditResult, Held, JobPatch, Settle, Step
 
 STATES = ("wait", "prioritized", "delayed", "active", "completed", "failed", "waiting-children")
 OPERATIONS = ("data", "delay", "priority", "promote", "retry", "remove")

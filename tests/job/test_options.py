@@ -9,22 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from workers_module.errors import ConfigurationError, InvalidNameError, StoreCorruptError
-from workers_module.job.options import (
-    Dedup,
-    JobOptions,
-    KeepJobs,
-    Repeat,
-    StoredOptions,
-    check,
-    from_bullmq,
-    merge,
-    read_options,
-    write_options,
-    write_slot_options,
-)
+from workers_module.job.bullmq import from_bullmq
+from workers_module.job.options import Dedup, JobOptions, KeepJobs, Repeat, check, merge
 from workers_module.job.outcome import Keep
 from workers_module.job.record import ParentRef
 from workers_module.job.retry import Backoff
+from workers_module.job.stored import StoredOptions, read_options, write_options, write_slot_options
 
 NAN = float("nan")
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)

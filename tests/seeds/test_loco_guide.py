@@ -28,7 +28,7 @@ from workers_module import (
     processor,
     run_workers,
 )
-from workers_module.store.base import JobSpec
+from workers_module.store.values import JobSpec
 from workers_module.testing import WorkerTest, worker_test
 
 

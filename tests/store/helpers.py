@@ -11,7 +11,8 @@ from workers_module.job.events import Event, EventBatch
 from workers_module.job.outcome import Completed, Failed, Outcome, Release, Retry
 from workers_module.job.record import JobRecord, Token
 from workers_module.job.state import ALL_STATES, JobState
-from workers_module.store.base import (
+from workers_module.store.base import Store
+from workers_module.store.values import (
     ByIds,
     ByState,
     Claimed,
@@ -22,7 +23,6 @@ from workers_module.store.base import (
     SettleCode,
     Step,
     StepReply,
-    Store,
     Sweep,
     SweepReply,
 )

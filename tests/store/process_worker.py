@@ -12,9 +12,9 @@ from typing import IO
 from workers_module.clock import Clock
 from workers_module.job.outcome import Completed
 from workers_module.job.record import Token
-from workers_module.store.base import Beat, Claimed, Settle, Step, Sweep, WorkerInfo
 from workers_module.store.open import open_store
 from workers_module.store.sqlite import checkpoints
+from workers_module.store.values import Beat, Claimed, Settle, Step, Sweep, WorkerInfo
 
 QUEUE = "mail"
 BEAT_MS = 100

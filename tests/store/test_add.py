@@ -24,7 +24,9 @@ from workers_module.errors import ConfigurationError, JobNotFoundError
 from workers_module.job.outcome import Keep
 from workers_module.job.record import ChildPolicy, JobRecord, ParentRef
 from workers_module.job.state import JobState
-from workers_module.store.base import Added, JobSpec, Store, StoreKind
+from workers_module.store.base import Store
+from workers_module.store.values import Added, JobSpec
+from workers_module.url import QueueKind
 
 
 async def test_no_specs_make_no_jobs(store: Store) -> None:
@@ -266,7 +268,7 @@ async def test_a_refused_call_leaves_room_for_the_same_ids(store: Store) -> None
 
 async def test_a_foreign_transaction_is_refused_and_nothing_stored(store: Store) -> None:
     info = await store.open()
-    if info.kind is StoreKind.MEMORY:
+    if info.kind is QueueKind.MEMORY:
         pytest.skip("memory takes any object for a transaction: the job is added at once")
     with pytest.raises(ConfigurationError):
         await store.add([spec("a")], tx=object())

@@ -11,8 +11,9 @@ import pytest
 from tests.store.helpers import Q, add, claim, spec, step
 from workers_module.clock import FrozenClock
 from workers_module.job.outcome import Completed, Failed, Keep, Retry
-from workers_module.store.base import DedupSpec, Settle, Store
+from workers_module.store.base import Store
 from workers_module.store.sqlite.store import SqliteStore
+from workers_module.store.values import DedupSpec, Settle
 
 pytestmark = pytest.mark.sqlite
 

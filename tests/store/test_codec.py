@@ -10,7 +10,6 @@ from workers_module.errors import StoreCorruptError
 from workers_module.job.events import Event
 from workers_module.job.record import ChildPolicy, JobRecord, ParentRef
 from workers_module.job.state import JobState
-from workers_module.store.base import DedupSpec, JobSpec, ScheduleDefinition, WorkerInfo
 from workers_module.store.codec import (
     dump_definition,
     dump_events,
@@ -25,6 +24,8 @@ from workers_module.store.codec import (
     load_tags,
     load_worker,
 )
+from workers_module.store.schedules import ScheduleDefinition
+from workers_module.store.values import DedupSpec, JobSpec, WorkerInfo
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 instants = st.integers(0, 2**53 - 1)

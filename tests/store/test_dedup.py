@@ -35,7 +35,8 @@ from workers_module.job.options import DedupMode
 from workers_module.job.outcome import Completed, Keep
 from workers_module.job.record import ParentRef
 from workers_module.job.state import JobState
-from workers_module.store.base import Added, DedupSpec, JobSpec, QueuePatch, Remove, RetryAgain, Settle, Store
+from workers_module.store.base import Store
+from workers_module.store.values import Added, DedupSpec, JobSpec, QueuePatch, Remove, RetryAgain, Settle
 
 TTL = 1_000
 

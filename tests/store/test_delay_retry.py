@@ -20,7 +20,8 @@ from tests.store.helpers import (
 from workers_module.clock import FrozenClock
 from workers_module.job.outcome import Completed, Retry, Snooze
 from workers_module.job.state import JobState
-from workers_module.store.base import Settle, SettleCode, Store
+from workers_module.store.base import Store
+from workers_module.store.values import Settle, SettleCode
 
 
 async def test_a_retry_at_once_counts_an_attempt_and_keeps_the_reason(store: Store, later: Later) -> None:

@@ -35,16 +35,8 @@ from workers_module.job.events import Event
 from workers_module.job.outcome import Completed, Failed, Release, Retry, Snooze, WaitChildren
 from workers_module.job.record import ParentRef
 from workers_module.job.state import JobState
-from workers_module.store.base import (
-    DedupSpec,
-    Fail,
-    Promote,
-    QueuePatch,
-    Remove,
-    RetryAgain,
-    Settle,
-    Store,
-)
+from workers_module.store.base import Store
+from workers_module.store.values import DedupSpec, Fail, Promote, QueuePatch, Remove, RetryAgain, Settle
 
 # --- adding -----------------------------------------------------------------------------------------------------------
 

@@ -37,19 +37,8 @@ from workers_module.errors import ConfigurationError, IllegalMoveError, JobNotFo
 from workers_module.job.outcome import Completed, Keep, WaitChildren
 from workers_module.job.record import ChildPolicy, ParentRef
 from workers_module.job.state import JobState
-from workers_module.store.base import (
-    Added,
-    Child,
-    Fail,
-    Held,
-    Page,
-    Promote,
-    Remove,
-    RetryAgain,
-    Settle,
-    SettleCode,
-    Store,
-)
+from workers_module.store.base import Store
+from workers_module.store.values import Added, Child, Fail, Held, Page, Promote, Remove, RetryAgain, Settle, SettleCode
 
 WAITS = JobState.WAITING_CHILDREN
 P = ParentRef(Q, "p")

@@ -8,8 +8,8 @@ import anyio
 import pytest
 
 from workers_module.job.record import Token
-from workers_module.store.base import Step
 from workers_module.store.hub import Ear, Hub
+from workers_module.store.values import Step
 
 LONG = 60.0
 

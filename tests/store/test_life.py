@@ -26,7 +26,9 @@ from tests.store.helpers import (
 )
 from workers_module.clock import FrozenClock
 from workers_module.job.state import JobState
-from workers_module.store.base import Capability, PutSchedule, QueuePatch, ScheduleDefinition, Store
+from workers_module.store.base import Store
+from workers_module.store.schedules import PutSchedule, ScheduleDefinition
+from workers_module.store.values import Capability, QueuePatch
 
 
 async def test_a_constructor_does_nothing(opener: Opener, clock: FrozenClock, tmp_path: Path) -> None:

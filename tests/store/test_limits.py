@@ -23,7 +23,8 @@ from tests.store.helpers import (
 from workers_module.clock import FrozenClock
 from workers_module.job.outcome import Completed, Failed, Release
 from workers_module.job.state import JobState
-from workers_module.store.base import (
+from workers_module.store.base import Store
+from workers_module.store.values import (
     MAX_EVENTS,
     UNSET,
     QueuePatch,
@@ -31,7 +32,6 @@ from workers_module.store.base import (
     RateLimit,
     Settle,
     SettleCode,
-    Store,
     Unset,
 )
 

@@ -4,7 +4,8 @@ import anyio
 
 from tests.store.helpers import Later
 from workers_module.clock import FrozenClock
-from workers_module.store.base import LockInfo, Store
+from workers_module.store.base import Store
+from workers_module.store.values import LockInfo
 
 TTL = 1_000
 

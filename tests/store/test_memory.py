@@ -29,8 +29,9 @@ from workers_module.clock import FrozenClock
 from workers_module.errors import ConfigurationError, StoreError
 from workers_module.job.outcome import Completed, Failed, Keep
 from workers_module.job.state import JobState
-from workers_module.store.base import JobPatch, Order, Remove, Settle, StepReply, StoreKind
 from workers_module.store.memory import MemoryStore
+from workers_module.store.values import JobPatch, Order, Remove, Settle, StepReply
+from workers_module.url import QueueKind
 
 # --- worlds -----------------------------------------------------------------------------------------------------------
 
@@ -61,7 +62,7 @@ async def test_views_of_a_name_have_one_clock(clock: FrozenClock) -> None:
 
 async def test_it_says_that_its_jobs_end_with_the_process() -> None:
     info = await MemoryStore(name="orders").open()
-    assert (info.kind, info.place, info.capabilities) == (StoreKind.MEMORY, "memory://orders", frozenset())
+    assert (info.kind, info.place, info.capabilities) == (QueueKind.MEMORY, "memory://orders", frozenset())
     assert "end with it" in info.warnings[0]
 
 

@@ -2,7 +2,8 @@
 
 from tests.store.helpers import INTERVAL, LEASE, Later, Q, add, claim_one, settle, spec, sweep
 from workers_module.job.outcome import Completed, Failed, Keep, Outcome
-from workers_module.store.base import Metrics, Series, SettleCode, Store
+from workers_module.store.base import Store
+from workers_module.store.values import Metrics, Series, SettleCode
 
 MINUTE = 60_000
 NOTHING = Metrics(Series(0, ()), Series(0, ()))

@@ -27,7 +27,8 @@ from workers_module.errors import IllegalMoveError, JobNotFoundError
 from workers_module.job.outcome import Completed, Failed, Retry
 from workers_module.job.record import ParentRef
 from workers_module.job.state import JobState
-from workers_module.store.base import Action, Fail, JobSpec, Promote, Remove, RetryAgain, Store
+from workers_module.store.base import Store
+from workers_module.store.values import Action, Fail, JobSpec, Promote, Remove, RetryAgain
 
 ACTIONS: list[Action] = [Remove(), Remove(hard=True), RetryAgain(), Promote(), Fail("no")]
 

@@ -5,7 +5,8 @@ import pytest
 from tests.store.helpers import Q, add, by_id, claim_one, complete, ev, ids_in, listening, numbers, record, settle, spec
 from workers_module.job.outcome import Completed, Failed, Retry
 from workers_module.job.state import JobState
-from workers_module.store.base import DedupSpec, JobPatch, QueuePatch, Remove, Store
+from workers_module.store.base import Store
+from workers_module.store.values import DedupSpec, JobPatch, QueuePatch, Remove
 
 IDS = [
     "a",

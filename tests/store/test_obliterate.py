@@ -19,18 +19,9 @@ from tests.store.helpers import (
 )
 from workers_module.errors import IllegalMoveError
 from workers_module.job.outcome import Completed, Keep
-from workers_module.store.base import (
-    DedupSpec,
-    Metrics,
-    Page,
-    PutSchedule,
-    QueuePatch,
-    QueueSettings,
-    ScheduleDefinition,
-    Series,
-    SettleCode,
-    Store,
-)
+from workers_module.store.base import Store
+from workers_module.store.schedules import PutSchedule, ScheduleDefinition
+from workers_module.store.values import DedupSpec, Metrics, Page, QueuePatch, QueueSettings, Series, SettleCode
 
 
 async def fill(store: Store) -> None:

@@ -7,10 +7,10 @@ import pytest
 from tests.store.helpers import Q, record, spec
 from workers_module.clock import FrozenClock
 from workers_module.errors import ConfigurationError
-from workers_module.store.base import StoreKind
 from workers_module.store.memory import MemoryStore
-from workers_module.store.open import SCHEMES, open_store
+from workers_module.store.open import open_store
 from workers_module.store.sqlite.store import SqliteStore
+from workers_module.url import SCHEMES, QueueKind
 
 
 @pytest.mark.parametrize("url", [None, "memory://", "MEMORY://", "memory:///", "memory://orders"])
@@ -35,7 +35,7 @@ async def test_an_absolute_sqlite_path(tmp_path: Path) -> None:
     info = await store.open()
     await store.add([spec("a")])
     await store.close()
-    assert info.kind is StoreKind.SQLITE
+    assert info.kind is QueueKind.SQLITE
     assert path.exists()
 
 
@@ -56,7 +56,12 @@ async def test_a_file_that_must_be_there(tmp_path: Path) -> None:
 
 
 def test_every_scheme_names_a_store() -> None:
-    paths = {"sqlite": "/jobs.db", "redis+sentinel": "host/mymaster", "rediss+sentinel": "host/mymaster"}
+    paths = {
+        "sqlite": "/jobs.db",
+        "unix": "/run/redis.sock",
+        "redis+sentinel": "host/mymaster",
+        "rediss+sentinel": "host/mymaster",
+    }
     for scheme in SCHEMES:
         assert open_store(f"{scheme}://{paths.get(scheme, 'host')}") is not None
 
@@ -73,23 +78,10 @@ def test_a_store_whose_driver_is_not_installed_says_how_to_get_it(monkeypatch: p
 @pytest.mark.parametrize(
     ("url", "says"),
     [
-        ("", "this is no URL"),
-        ("jobs.db", "this is no URL"),
-        ("redis:hunter2@host", "this is no URL"),
-        ("hunter2?x://host", "this is no URL"),
-        ("mysql://user:hunter2@host/db", "begin with mysql://"),
-        ("memory://?size=1", "no parameters"),
-        ("sqlite://", "memory://"),
-        ("sqlite:///", "memory://"),
-        ("sqlite:///:memory:", "memory://"),
-        ("sqlite://:memory:", "memory://"),
-        ("sqlite://jobs.db", "three slashes"),
-        ("sqlite:///jobs.db?mode=ro", "write rwc, or rw"),
-        ("sqlite:///jobs.db?cache=shared&mode=rw", "not cache"),
+        ("jobs.db", "not a URL"),
+        ("mysql://user:hunter2@host/db", "unknown scheme 'mysql'"),
+        ("redis://user:hunter2@host/zero", "its database is no number"),
         ("sqlite:///jobs.db?prefix=1;drop", "prefix"),
-        ("sqlite:///jobs#1.db", "%23"),
-        ("redis://[::1", "store URL"),
-        ("memory://[::1", "this is no URL"),
     ],
 )
 def test_what_cannot_be_used_is_refused_without_a_secret(url: str, says: str) -> None:
@@ -100,12 +92,12 @@ def test_what_cannot_be_used_is_refused_without_a_secret(url: str, says: str) ->
 
 
 def test_a_kind_must_be_what_the_url_says() -> None:
-    assert isinstance(open_store("memory://", kind=StoreKind.MEMORY), MemoryStore)
-    assert isinstance(open_store(None, kind=StoreKind.MEMORY), MemoryStore)
+    assert isinstance(open_store("memory://", kind=QueueKind.MEMORY), MemoryStore)
+    assert isinstance(open_store(None, kind=QueueKind.MEMORY), MemoryStore)
     with pytest.raises(ConfigurationError, match="begins with memory://"):
-        open_store("memory://", kind=StoreKind.SQLITE)
+        open_store("memory://", kind=QueueKind.SQLITE)
     with pytest.raises(ConfigurationError, match="sqlite store needs a URL"):
-        open_store(None, kind=StoreKind.SQLITE)
+        open_store(None, kind=QueueKind.SQLITE)
 
 
 async def test_a_store_is_usable_as_opened() -> None:

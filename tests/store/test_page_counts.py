@@ -22,7 +22,9 @@ from tests.store.helpers import (
 from workers_module.job.events import Event
 from workers_module.job.outcome import Completed, Failed
 from workers_module.job.state import ALL_STATES, ENDED, READY, JobState
-from workers_module.store.base import Counts, PutSchedule, QueuePatch, Remove, ScheduleDefinition, Store
+from workers_module.store.base import Store
+from workers_module.store.schedules import PutSchedule, ScheduleDefinition
+from workers_module.store.values import Counts, QueuePatch, Remove
 
 
 async def test_counts_of_an_unknown_queue_are_zero(store: Store) -> None:

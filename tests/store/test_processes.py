@@ -15,8 +15,9 @@ import pytest
 from tests.store.helpers import Q, assert_sound, listening, numbers, spec
 from workers_module.job.events import Event
 from workers_module.job.state import JobState
-from workers_module.store.base import Order, QueuePatch, Store
+from workers_module.store.base import Store
 from workers_module.store.sqlite.store import SqliteStore
+from workers_module.store.values import Order, QueuePatch
 
 pytestmark = pytest.mark.sqlite
 

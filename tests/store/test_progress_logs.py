@@ -26,7 +26,8 @@ from tests.store.helpers import (
     token,
 )
 from workers_module.job.state import JobState
-from workers_module.store.base import EditResult, Held, JobPatch, Page, QueuePatch, Remove, Store
+from workers_module.store.base import Store
+from workers_module.store.values import EditResult, Held, JobPatch, Page, QueuePatch, Remove
 
 
 async def test_progress_is_kept_as_it_was_given(store: Store) -> None:

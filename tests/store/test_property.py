@@ -28,32 +28,29 @@ from workers_module.job.options import DedupMode
 from workers_module.job.outcome import Completed, Failed, Keep, Outcome, Release, Retry, Snooze, WaitChildren
 from workers_module.job.record import ChildPolicy, ParentRef, Token
 from workers_module.job.state import ALL_STATES, JobState
-from workers_module.store.base import (
+from workers_module.store.base import Store
+from workers_module.store.schedules import DropSchedule, FireSlot, PutSchedule, ScheduleDefinition
+from workers_module.store.values import (
     Action,
     Beat,
     ByIds,
     ByState,
     Claimed,
     DedupSpec,
-    DropSchedule,
     Fail,
-    FireSlot,
     Held,
     JobPatch,
     JobSpec,
     Order,
     Problem,
     Promote,
-    PutSchedule,
     QueuePatch,
     RateLimit,
     Remove,
     RetryAgain,
-    ScheduleDefinition,
     Settle,
     Step,
     StepReply,
-    Store,
     Sweep,
     SweepReply,
     WorkerInfo,

@@ -24,7 +24,8 @@ from tests.store.helpers import (
 )
 from workers_module.job.outcome import Release
 from workers_module.job.state import JobState
-from workers_module.store.base import Held, RenewReply, Store
+from workers_module.store.base import Store
+from workers_module.store.values import Held, RenewReply
 
 Renew = Callable[[Sequence[Held], int], Awaitable[RenewReply]]
 

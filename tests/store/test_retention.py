@@ -20,7 +20,8 @@ from tests.store.helpers import (
 )
 from workers_module.job.outcome import Completed, Failed, Keep, Outcome
 from workers_module.job.state import JobState
-from workers_module.store.base import JobPatch, Settle, SettleCode, Store
+from workers_module.store.base import Store
+from workers_module.store.values import JobPatch, Settle, SettleCode
 
 
 def end(keep: Keep | None, state: JobState) -> Outcome:

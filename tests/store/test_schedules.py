@@ -30,17 +30,9 @@ from workers_module.clock import FrozenClock
 from workers_module.errors import IllegalMoveError
 from workers_module.job.outcome import Keep
 from workers_module.job.state import JobState
-from workers_module.store.base import (
-    DropSchedule,
-    Fail,
-    FireSlot,
-    PutSchedule,
-    QueuePatch,
-    Remove,
-    ScheduleDefinition,
-    ScheduleRecord,
-    Store,
-)
+from workers_module.store.base import Store
+from workers_module.store.schedules import DropSchedule, FireSlot, PutSchedule, ScheduleDefinition, ScheduleRecord
+from workers_module.store.values import Fail, QueuePatch, Remove
 
 MINUTE = 60_000
 DEFINITION = ScheduleDefinition(

@@ -36,7 +36,8 @@ from workers_module.errors import ConfigurationError
 from workers_module.job.outcome import Completed, Failed, Keep, Outcome, Release, Retry, Snooze, WaitChildren
 from workers_module.job.record import ParentRef, Token
 from workers_module.job.state import JobState
-from workers_module.store.base import MAX_OUTCOMES, Claimed, Held, Settle, SettleCode, Store
+from workers_module.store.base import Store
+from workers_module.store.values import MAX_OUTCOMES, Claimed, Held, Settle, SettleCode
 
 # --- claiming ---------------------------------------------------------------------------------------------------------
 

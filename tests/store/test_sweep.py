@@ -30,15 +30,9 @@ from tests.store.helpers import (
 from workers_module.clock import FrozenClock
 from workers_module.job.outcome import Completed, Failed, Keep
 from workers_module.job.state import JobState
-from workers_module.store.base import (
-    FireSlot,
-    PutSchedule,
-    QueuePatch,
-    ScheduleDefinition,
-    SettleCode,
-    Store,
-    SweepReply,
-)
+from workers_module.store.base import Store
+from workers_module.store.schedules import FireSlot, PutSchedule, ScheduleDefinition
+from workers_module.store.values import QueuePatch, SettleCode, SweepReply
 
 SOON = INTERVAL + 1
 

@@ -23,7 +23,8 @@ from tests.store.helpers import (
 )
 from workers_module.job.outcome import Completed
 from workers_module.job.state import JobState
-from workers_module.store.base import DedupSpec, Remove, Store
+from workers_module.store.base import Store
+from workers_module.store.values import DedupSpec, Remove
 
 EU, GPU = ("eu",), ("gpu",)
 

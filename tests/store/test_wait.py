@@ -33,19 +33,18 @@ from workers_module.clock import FrozenClock
 from workers_module.job.outcome import Completed, Release, WaitChildren
 from workers_module.job.record import ParentRef
 from workers_module.job.state import JobState
-from workers_module.store.base import (
+from workers_module.store.base import Store
+from workers_module.store.schedules import PutSchedule, ScheduleDefinition
+from workers_module.store.values import (
     Claimed,
     JobPatch,
     Promote,
-    PutSchedule,
     QueuePatch,
     RateLimit,
     RetryAgain,
-    ScheduleDefinition,
     SettleCode,
     Step,
     StepReply,
-    Store,
 )
 
 LONG = 60.0

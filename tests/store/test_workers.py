@@ -4,7 +4,8 @@ from dataclasses import replace
 
 from tests.store.helpers import Later
 from workers_module.clock import FrozenClock
-from workers_module.store.base import Beat, Order, Store, WorkerInfo
+from workers_module.store.base import Store
+from workers_module.store.values import Beat, Order, WorkerInfo
 
 ADA = WorkerInfo(
     id="ada-1",

@@ -31,8 +31,8 @@ from workers_module import (
     processor,
 )
 from workers_module.job.record import Token
-from workers_module.store.base import JobSpec, Step
 from workers_module.store.open import drop_store
+from workers_module.store.values import JobSpec, Step
 from workers_module.testing import WorkerTest, worker_test
 
 

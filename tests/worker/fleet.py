@@ -24,7 +24,8 @@ from workers_module.job.schedule import LATE_MS, CatchUp
 from workers_module.job.state import JobState
 from workers_module.launch import Launcher
 from workers_module.settings import WorkerMode
-from workers_module.store.base import Step, StepReply, Store, Sweep
+from workers_module.store.base import Store
+from workers_module.store.values import Step, StepReply, Sweep
 from workers_module.worker.stepper import Stepper
 from workers_module.worker.sweeper import Sweeper
 

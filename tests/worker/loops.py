@@ -15,7 +15,8 @@ from workers_module.job.kind import JobKind
 from workers_module.job.record import JobRecord, OnCrash, Token
 from workers_module.job.schedule import Schedule
 from workers_module.job.state import ALL_STATES
-from workers_module.store.base import JobSpec, Step, Store, Sweep
+from workers_module.store.base import Store
+from workers_module.store.values import JobSpec, Step, Sweep
 from workers_module.worker.consumer import Consumer
 from workers_module.worker.context import JobContext
 from workers_module.worker.executor import Executor, ExecutorSettings

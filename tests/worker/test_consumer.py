@@ -35,7 +35,8 @@ from workers_module.job.job import Job
 from workers_module.job.outcome import Failed
 from workers_module.job.record import Token
 from workers_module.job.state import JobState
-from workers_module.store.base import QueuePatch, SettleCode, Step, StepReply, Store, Sweep
+from workers_module.store.base import Store
+from workers_module.store.values import QueuePatch, SettleCode, Step, StepReply, Sweep
 from workers_module.worker import outage
 from workers_module.worker.consumer import ABREAST, BATCH, IDLE_WAIT_S
 from workers_module.worker.context import JobContext

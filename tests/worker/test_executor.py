@@ -20,12 +20,13 @@ from workers_module.job.events import WorkerEvent
 from workers_module.job.failure import failure_of
 from workers_module.job.job import Job
 from workers_module.job.kind import JobKind
-from workers_module.job.options import JobOptions, write_options
+from workers_module.job.options import JobOptions
 from workers_module.job.outcome import Completed, Failed, Release, Retry, RetryLaterError, Snooze
 from workers_module.job.record import Token
 from workers_module.job.retry import Backoff
-from workers_module.store.base import Claimed, JobSpec, Step
+from workers_module.job.stored import write_options
 from workers_module.store.memory import MemoryStore
+from workers_module.store.values import Claimed, JobSpec, Step
 from workers_module.worker.context import JobContext
 from workers_module.worker.executor import Executor, ExecutorSettings
 from workers_module.worker.handler import Call, Handler, HandlerSpec, Listener

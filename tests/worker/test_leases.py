@@ -19,8 +19,9 @@ from tests.worker.loops import Desk, Q, all_ended, jobs, numbered, queue_plan, r
 from workers_module.errors import StoreUnavailableError
 from workers_module.job.job import Job
 from workers_module.job.state import JobState
-from workers_module.store.base import Held, JobPatch, Renewer, RenewReply, Store, Sweep
+from workers_module.store.base import Renewer, Store
 from workers_module.store.sqlite.store import SqliteStore
+from workers_module.store.values import Held, JobPatch, RenewReply, Sweep
 from workers_module.worker.context import JobContext
 from workers_module.worker.leases import Leases
 

@@ -26,7 +26,8 @@ from workers_module.job.events import QueueEvent, WorkerEvent
 from workers_module.job.job import Job
 from workers_module.job.record import Token
 from workers_module.job.state import JobState
-from workers_module.store.base import Order, Step, Store, Sweep, SweepReply
+from workers_module.store.base import Store
+from workers_module.store.values import Order, Step, Sweep, SweepReply
 from workers_module.worker.context import JobContext
 from workers_module.worker.handler import Listener, WorkPlan
 from workers_module.worker.runtime import Workers

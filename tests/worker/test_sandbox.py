@@ -26,12 +26,13 @@ from workers_module.errors import (
 from workers_module.job.events import WorkerEvent
 from workers_module.job.failure import failure_of
 from workers_module.job.kind import JobKind
-from workers_module.job.options import JobOptions, write_options
+from workers_module.job.options import JobOptions
 from workers_module.job.outcome import Completed, Failed, Retry, RetryLaterError, Snooze
 from workers_module.job.record import Token
 from workers_module.job.sandbox import Sandbox
-from workers_module.store.base import Claimed, JobSpec, Settle, Step
+from workers_module.job.stored import write_options
 from workers_module.store.memory import MemoryStore
+from workers_module.store.values import Claimed, JobSpec, Settle, Step
 from workers_module.worker.capture import capturing
 from workers_module.worker.context import JobContext
 from workers_module.worker.executor import Executor, ExecutorSettings
@@ -774,7 +775,7 @@ import asyncio
 from workers_module.di.target import child_command
 from workers_module.job.job import Job
 from workers_module.store.memory import MemoryStore
-from workers_module.store.base import Held
+from workers_module.store.values import Held
 from workers_module.job.record import Token
 from workers_module.worker.context import JobContext
 from workers_module.worker.sandbox import ProcessRunner

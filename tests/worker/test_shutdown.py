@@ -23,7 +23,8 @@ from tests.worker.loops import (
 from workers_module.errors import StoreUnavailableError
 from workers_module.job.job import Job
 from workers_module.job.state import JobState
-from workers_module.store.base import Step, StepReply, Store
+from workers_module.store.base import Store
+from workers_module.store.values import Step, StepReply
 from workers_module.worker.context import JobContext
 
 MARGIN_S = 3.0

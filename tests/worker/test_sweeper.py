@@ -13,7 +13,8 @@ from workers_module.job.events import QueueEvent, WorkerEvent
 from workers_module.job.outcome import Failed
 from workers_module.job.record import Token
 from workers_module.job.state import JobState
-from workers_module.store.base import Settle, Step, Store, Sweep, SweepReply
+from workers_module.store.base import Store
+from workers_module.store.values import Settle, Step, Sweep, SweepReply
 from workers_module.worker.handler import Listener
 from workers_module.worker.hooks import Hooks
 from workers_module.worker.sweeper import Sweeper

@@ -29,17 +29,10 @@ from workers_module.job.job import Job
 from workers_module.job.record import Token
 from workers_module.job.schedule import CatchUp
 from workers_module.job.state import JobState
-from workers_module.store.base import (
-    ByIds,
-    Promote,
-    PutSchedule,
-    ScheduleDefinition,
-    ScheduleRecord,
-    Step,
-    Store,
-    Sweep,
-)
+from workers_module.store.base import Store
 from workers_module.store.chain import Rules, rules_of, schedule_of, slot_job
+from workers_module.store.schedules import PutSchedule, ScheduleDefinition, ScheduleRecord
+from workers_module.store.values import ByIds, Promote, Step, Sweep
 from workers_module.worker.context import JobContext
 from workers_module.worker.handler import ScheduleSpec, WorkPlan
 from workers_module.worker.locks import RunLocks

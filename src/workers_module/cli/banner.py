@@ -15,8 +15,9 @@ from workers_module.di.found import FoundHandler
 from workers_module.di.registry import WorkerRegistry
 from workers_module.di.schedules import Scheduler
 from workers_module.job.options import JobOptions, merge
-from workers_module.settings import RetentionLimits, WorkersSettings, mask_url
-from workers_module.store.base import StoreInfo
+from workers_module.settings import RetentionLimits, WorkersSettings
+from workers_module.store.values import StoreInfo
+from workers_module.url import mask_url
 
 _MOST_JOBS: Final = 30
 

@@ -10,7 +10,8 @@ from workers_module.cli.app import Face
 from workers_module.cli.options import options
 from workers_module.cli.output import Column, emit, result, table
 from workers_module.cli.session import built
-from workers_module.settings import Variable, WorkersSettings, explained_settings, setting_text, variables
+from workers_module.settings import WorkersSettings, explained_settings, variables
+from workers_module.sources import Variable, setting_text
 
 face = Face("Show the settings and where they come from.")
 

@@ -17,7 +17,7 @@ from workers_module.cli.session import Session, opened
 from workers_module.client.queue import JobCounts
 from workers_module.clock import Clock, to_datetime
 from workers_module.job.state import READY, JobState
-from workers_module.store.base import WorkerInfo
+from workers_module.store.values import WorkerInfo
 
 face = Face(single=True)
 

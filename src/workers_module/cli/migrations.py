@@ -11,9 +11,9 @@ from workers_module.cli.output import result
 from workers_module.cli.session import built, opened
 from workers_module.errors import ConfigurationError
 from workers_module.settings import WorkersSettings, explained_settings
-from workers_module.store.base import StoreKind
 from workers_module.store.migrate import MigrationStatus
 from workers_module.store.open import migrations_sql, migrations_status
+from workers_module.url import QueueKind
 
 face = Face("Bring the tables of an SQL store up to date.")
 
@@ -51,10 +51,10 @@ def sql(
     to: Annotated[int | None, typer.Option("--to", min=1, help="Up to this one; all unless given.")] = None,
 ) -> None:
     """Print the SQL of migrations, for a person who applies them."""
-    if store not in {*StoreKind}:
+    if store not in {*QueueKind}:
         raise UsageError(f"--store {store!r}: there are sqlite and postgres")
     try:
-        text = migrations_sql(StoreKind(store), after=since, up_to=to)
+        text = migrations_sql(QueueKind(store), after=since, up_to=to)
     except ConfigurationError as error:
         raise UsageError(str(error)) from None
     result(text.rstrip(), {"store": store, "sql": text})

@@ -29,8 +29,9 @@ from workers_module.errors import ConfigurationError, WorkersError
 from workers_module.job.names import check_name
 from workers_module.module import WorkersModule
 from workers_module.settings import WorkersSettings, explained_settings
-from workers_module.store.base import Store, StoreInfo
+from workers_module.store.base import Store
 from workers_module.store.open import open_store, schema_of
+from workers_module.store.values import StoreInfo
 
 _NO_APP: Final = (
     "this needs the application: pass --app module:attribute, set WORKERS_APP, "

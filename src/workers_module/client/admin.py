@@ -37,7 +37,8 @@ from workers_module.job.names import check_name
 from workers_module.job.options import JobOptions
 from workers_module.job.record import JobRecord
 from workers_module.job.state import ALL_STATES, JobState
-from workers_module.store.base import (
+from workers_module.store.base import Store
+from workers_module.store.values import (
     Action,
     ByIds,
     ByState,
@@ -47,7 +48,6 @@ from workers_module.store.base import (
     Promote,
     Remove,
     RetryAgain,
-    Store,
     Sweep,
 )
 

@@ -32,7 +32,8 @@ from workers_module.job.failure import add_trace, failure_of, reason_of, trace_o
 from workers_module.job.kind import JobKind
 from workers_module.job.record import JobRecord
 from workers_module.job.state import ENDED, JobState
-from workers_module.store.base import ByIds, EditResult, Fail, JobPatch, Store
+from workers_module.store.base import Store
+from workers_module.store.values import ByIds, EditResult, Fail, JobPatch
 
 R_co = TypeVar("R_co", covariant=True)
 

@@ -11,7 +11,8 @@ from workers_module.client.producer import Producer
 from workers_module.client.queue import Progress
 from workers_module.errors import ConfigurationError, PayloadError, StoreCorruptError
 from workers_module.job.record import JobRecord
-from workers_module.store.base import JobPatch, Store
+from workers_module.store.base import Store
+from workers_module.store.values import JobPatch
 
 _PAGE: Final = 500
 

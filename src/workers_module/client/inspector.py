@@ -12,16 +12,9 @@ from workers_module.job.events import EventBatch
 from workers_module.job.job import Job
 from workers_module.job.record import JobRecord
 from workers_module.job.state import JobState
-from workers_module.store.base import (
-    Child,
-    LockInfo,
-    Metrics,
-    Problem,
-    QueueSettings,
-    ScheduleRecord,
-    Store,
-    WorkerInfo,
-)
+from workers_module.store.base import Store
+from workers_module.store.schedules import ScheduleRecord
+from workers_module.store.values import Child, LockInfo, Metrics, Problem, QueueSettings, WorkerInfo
 
 MAX_PAGE: Final = 1_000
 

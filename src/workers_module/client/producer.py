@@ -28,12 +28,15 @@ from workers_module.errors import (
     StoreUnavailableError,
     TooLargeError,
 )
+from workers_module.job.bullmq import from_bullmq
 from workers_module.job.encoding import MAX_BYTES, Coder, coder, encode
 from workers_module.job.kind import JobKind
 from workers_module.job.names import MAX_KEY_BYTES, check_name
-from workers_module.job.options import Dedup, JobOptions, Repeat, check, from_bullmq, merge, write_options
+from workers_module.job.options import Dedup, JobOptions, Repeat, check, merge
 from workers_module.job.record import ChildPolicy, ParentRef
-from workers_module.store.base import Added, DedupSpec, JobSpec, Store
+from workers_module.job.stored import write_options
+from workers_module.store.base import Store
+from workers_module.store.values import Added, DedupSpec, JobSpec
 
 MAX_BULK_JOBS: Final = 10_000
 MAX_BULK_BYTES: Final = 64 * 1_048_576

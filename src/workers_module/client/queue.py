@@ -8,20 +8,13 @@ from workers_module.client.handle import JobHandle, cancel_job
 from workers_module.client.producer import Producer, check_defaults
 from workers_module.clock import Duration, duration_ms
 from workers_module.errors import ConfigurationError
+from workers_module.job.bullmq import from_bullmq
 from workers_module.job.names import check_name
-from workers_module.job.options import JobOptions, Repeat, from_bullmq, merge
+from workers_module.job.options import JobOptions, Repeat, merge
 from workers_module.job.state import JobState
-from workers_module.store.base import (
-    ByIds,
-    ByState,
-    DropSchedule,
-    Promote,
-    QueuePatch,
-    RateLimit,
-    Remove,
-    RetryAgain,
-    Store,
-)
+from workers_module.store.base import Store
+from workers_module.store.schedules import DropSchedule
+from workers_module.store.values import ByIds, ByState, Promote, QueuePatch, RateLimit, Remove, RetryAgain
 
 T = TypeVar("T")
 

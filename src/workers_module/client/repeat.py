@@ -10,11 +10,13 @@ from typing import Final
 
 from workers_module.clock import to_datetime
 from workers_module.errors import ConfigurationError
-from workers_module.job.options import JobOptions, Repeat, write_options
+from workers_module.job.options import JobOptions, Repeat
 from workers_module.job.schedule import Schedule, successor
 from workers_module.job.state import JobState
-from workers_module.store.base import PutSchedule, ScheduleDefinition, ScheduleRecord, Store
+from workers_module.job.stored import write_options
+from workers_module.store.base import Store
 from workers_module.store.chain import schedule_of, slot_id, slot_job
+from workers_module.store.schedules import PutSchedule, ScheduleDefinition, ScheduleRecord
 
 _PENDING: Final = frozenset({JobState.WAITING, JobState.PRIORITIZED, JobState.DELAYED})
 

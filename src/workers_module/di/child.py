@@ -23,7 +23,7 @@ from workers_module.errors import JobCancelledError, StoreError, UnrecoverableEr
 from workers_module.job.failure import cut, reason_of, trace_of
 from workers_module.job.outcome import RetryLaterError
 from workers_module.job.record import JobRecord
-from workers_module.store.base import Child, EditResult, Page
+from workers_module.store.values import Child, EditResult, Page
 from workers_module.worker.capture import capturing
 from workers_module.worker.context import MAX_LINE_BYTES, JobLogger
 from workers_module.worker.inside import Handlers, Inside

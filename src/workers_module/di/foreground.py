@@ -18,7 +18,8 @@ from workers_module.job.failure import reason_of
 from workers_module.job.outcome import Completed, Failed, Keep
 from workers_module.job.record import Token
 from workers_module.job.state import READY
-from workers_module.store.base import Added, Claimed, JobSpec, Settle, SettleCode, Step, Store
+from workers_module.store.base import Store
+from workers_module.store.values import Added, Claimed, JobSpec, Settle, SettleCode, Step
 from workers_module.worker.executor import Executor
 from workers_module.worker.handler import Handler
 from workers_module.worker.hooks import Hooks

@@ -22,7 +22,8 @@ from workers_module.errors import RegistrationError, UnknownJobError, UnknownWor
 from workers_module.job.events import QueueEvent, WorkerEvent
 from workers_module.job.job import Job
 from workers_module.job.kind import JobKind
-from workers_module.job.options import JobOptions, merge, write_options
+from workers_module.job.options import JobOptions, merge
+from workers_module.job.stored import write_options
 from workers_module.worker.context import JobContext
 from workers_module.worker.handler import Call, Handler, Listener, QueuePlan, ScheduleSpec, WorkPlan
 

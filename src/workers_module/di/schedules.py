@@ -16,8 +16,9 @@ from workers_module.di.registry import WorkerRegistry
 from workers_module.errors import ScheduleError
 from workers_module.job.names import check_name
 from workers_module.job.schedule import Schedule
-from workers_module.store.base import DropSchedule, PutSchedule, ScheduleRecord, Store
+from workers_module.store.base import Store
 from workers_module.store.chain import rules_of, schedule_of, slot_job
+from workers_module.store.schedules import DropSchedule, PutSchedule, ScheduleRecord
 from workers_module.worker.handler import ScheduleSpec
 from workers_module.worker.slots import definition_of, first_slot
 from workers_module.worker.ticker import Ticker

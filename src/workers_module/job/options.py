@@ -1,15 +1,13 @@
-"""How a job is to be treated: the options of a call, and their form in the store."""
+"""How a job is to be treated: the options of a call."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from difflib import get_close_matches
-from functools import lru_cache
 from typing import Any, Final, Literal, Self, TypedDict, cast, get_args
 
-from workers_module.clock import MAX_MS, Duration, duration_ms, to_datetime, to_ms
-from workers_module.errors import ConfigurationError, StoreCorruptError
+from workers_module.clock import MAX_MS, Duration, duration_ms, to_ms
+from workers_module.errors import ConfigurationError
+from workers_module.job.checks import check_keys, date_of, instant, nearest, whole
 from workers_module.job.names import check_job_id, check_key, check_name
 from workers_module.job.outcome import Keep
 from workers_module.job.record import OnCrash, ParentRef
@@ -43,7 +41,7 @@ class Dedup:
         if self.ttl_ms is None and self.mode in {"throttle", "extend"}:
             raise ConfigurationError(f"Dedup.{self.mode} needs a ttl: Dedup.{self.mode}('id', '1m')")
         if self.ttl_ms is not None:
-            _whole("Dedup: ttl", self.ttl_ms, low=1, high=MAX_MS, unit=" ms")
+            whole("Dedup: ttl", self.ttl_ms, low=1, high=MAX_MS, unit=" ms")
 
     @classmethod
     def simple(cls, id: str) -> Self:
@@ -89,7 +87,7 @@ class Dedup:
         Raises:
             ConfigurationError: The value has another shape, or no ``id``.
         """
-        _known("deduplication", value, {"id", "ttl", "extend", "replace", "reschedule", "keepLastIfActive"})
+        check_keys("deduplication", value, {"id", "ttl", "extend", "replace", "reschedule", "keepLastIfActive"})
         mode: DedupMode = "simple"
         if value.get("keepLastIfActive"):
             mode = "keep_latest"
@@ -101,7 +99,7 @@ class Dedup:
             mode = "extend" if value.get("extend") else "throttle"
         ttl = value.get("ttl") or None
         if ttl is not None:
-            ttl = _whole("deduplication.ttl", ttl, high=MAX_MS, unit=" ms")
+            ttl = whole("deduplication.ttl", ttl, high=MAX_MS, unit=" ms")
         return cls(value.get("id", ""), mode, ttl)
 
 
@@ -134,8 +132,8 @@ class KeepJobs:
         if self.age is not None:
             duration_ms(self.age, "KeepJobs.age")
         if self.count is not None:
-            _whole("KeepJobs.count", self.count, high=MAX_MS)
-        _whole("KeepJobs.limit", self.limit, low=1, high=MAX_MS)
+            whole("KeepJobs.count", self.count, high=MAX_MS)
+        whole("KeepJobs.limit", self.limit, low=1, high=MAX_MS)
 
     def keep(self) -> Keep:
         """Return what the store is told."""
@@ -176,9 +174,9 @@ class Repeat:
             if duration_ms(self.every, "Repeat.every") < 1:
                 raise ConfigurationError(f"Repeat.every: {self.every!r} is not longer than nothing")
         if self.limit is not None:
-            _whole("Repeat.limit", self.limit, low=1, high=MAX_MS)
+            whole("Repeat.limit", self.limit, low=1, high=MAX_MS)
         for name in ("start", "end"):
-            _instant(f"Repeat.{name}", getattr(self, name))
+            instant(f"Repeat.{name}", getattr(self, name))
         if self.immediately and self.start is not None:
             raise ConfigurationError("Repeat: immediately=True and start= exclude each other")
 
@@ -203,16 +201,16 @@ class Repeat:
         Raises:
             ConfigurationError: The value has another shape.
         """
-        _known("repeat", value, {"pattern", "every", "tz", "limit", "startDate", "endDate", "immediately"})
+        check_keys("repeat", value, {"pattern", "every", "tz", "limit", "startDate", "endDate", "immediately"})
         every = value.get("every")
         limit = value.get("limit")
         return cls(
             pattern=value.get("pattern"),
-            every=None if every is None else f"{_whole('repeat.every', every, low=1, high=MAX_MS, unit=' ms')}ms",
+            every=None if every is None else f"{whole('repeat.every', every, low=1, high=MAX_MS, unit=' ms')}ms",
             tz=value.get("tz"),
-            limit=None if limit is None else _whole("repeat.limit", limit, low=1, high=MAX_MS),
-            start=_date("repeat.startDate", value.get("startDate")),
-            end=_date("repeat.endDate", value.get("endDate")),
+            limit=None if limit is None else whole("repeat.limit", limit, low=1, high=MAX_MS),
+            start=date_of("repeat.startDate", value.get("startDate")),
+            end=date_of("repeat.endDate", value.get("endDate")),
             immediately=bool(value.get("immediately")),
         )
 
@@ -263,12 +261,6 @@ class JobOptions(TypedDict, total=False):
 OPTION_NAMES: Final[tuple[str, ...]] = tuple(JobOptions.__annotations__)
 _ON_CRASH: Final[tuple[str, ...]] = get_args(OnCrash)
 _ON_FAILURE: Final[tuple[str, ...]] = get_args(OnFailure)
-_FAILURE_FLAGS: Final[Mapping[str, str]] = {
-    "fail_parent": "fpof",
-    "continue_parent": "cpof",
-    "ignore": "idof",
-    "remove": "rdof",
-}
 
 
 def check(options: JobOptions, where: str) -> JobOptions:
@@ -286,16 +278,16 @@ def check(options: JobOptions, where: str) -> JobOptions:
     for name, value in options.items():
         match name:
             case "attempts":
-                checked[name] = max(1, _whole(f"{where}: attempts", value, high=MAX_ATTEMPTS))
+                checked[name] = max(1, whole(f"{where}: attempts", value, high=MAX_ATTEMPTS))
             case "priority":
-                checked[name] = _whole(f"{where}: priority", value, high=MAX_PRIORITY)
+                checked[name] = whole(f"{where}: priority", value, high=MAX_PRIORITY)
             case "keep_logs":
-                checked[name] = _whole(f"{where}: keep_logs", value, high=MAX_MS)
+                checked[name] = whole(f"{where}: keep_logs", value, high=MAX_MS)
             case "delay":
                 duration_ms(value, f"{where}: delay")  # type: ignore[arg-type]
                 checked[name] = value
             case "run_at":
-                checked[name] = _instant(f"{where}: run_at", value)
+                checked[name] = instant(f"{where}: run_at", value)
             case "timeout":
                 if value is not None and duration_ms(value, f"{where}: timeout") < 1:  # type: ignore[arg-type]
                     raise ConfigurationError(f"{where}: timeout {value!r} leaves no time to run; None sets no limit")
@@ -321,7 +313,7 @@ def check(options: JobOptions, where: str) -> JobOptions:
             case "parent":
                 checked[name] = _parent(f"{where}: parent", value)
             case _:
-                raise TypeError(f"{where}: unknown option {name!r}{_nearest(name, OPTION_NAMES)}")
+                raise TypeError(f"{where}: unknown option {name!r}{nearest(name, OPTION_NAMES)}")
     if "delay" in checked and "run_at" in checked:
         raise ConfigurationError(f"{where}: delay and run_at both say when the job runs; give one of them")
     if "deduplication" in checked and "parent" in checked:
@@ -348,356 +340,10 @@ def merge(*layers: JobOptions) -> JobOptions:
     return merged
 
 
-def from_bullmq(value: Mapping[str, Any]) -> JobOptions:
-    """Return BullMQ's options, by the names a Node.js producer gives them, as ours.
-
-    Its units are milliseconds, and seconds in ``age``.
-
-    Raises:
-        TypeError: An option of this name does not exist.
-        ConfigurationError: A value cannot be used, or the option has no counterpart here.
-    """
-    options: dict[str, Any] = {}
-    for name, item in value.items():
-        match name:
-            case "attempts" | "priority" | "lifo" | "repeat":
-                options[name] = item
-            case "backoff":
-                options[name] = Backoff.from_bullmq(item)
-            case "delay":
-                options[name] = f"{_whole('delay', item, high=MAX_MS, unit=' ms')}ms"
-            case "timeout":
-                options[name] = None if item is None else f"{_whole('timeout', item, low=1, high=MAX_MS, unit=' ms')}ms"
-            case "jobId":
-                options["job_id"] = item
-            case "removeOnComplete":
-                options["remove_on_complete"] = item
-            case "removeOnFail":
-                options["remove_on_fail"] = item
-            case "deduplication" | "de":
-                options["deduplication"] = item
-            case "keepLogs" | "kl":
-                options["keep_logs"] = item
-            case "onCrash":
-                options["on_crash"] = item
-            case "parent":
-                options["parent"] = _bullmq_parent(item)
-            case "failParentOnFailure" | "fpof":
-                _flag(options, item, "fail_parent")
-            case "continueParentOnFailure" | "cpof":
-                _flag(options, item, "continue_parent")
-            case "ignoreDependencyOnFailure" | "idof":
-                _flag(options, item, "ignore")
-            case "removeDependencyOnFailure" | "rdof":
-                _flag(options, item, "remove")
-            case "timestamp" | "sizeLimit" | "stackTraceLimit" | "telemetry":
-                raise ConfigurationError(f"the BullMQ option {name!r} has no counterpart here; leave it out")
-            case _:
-                raise TypeError(f"unknown BullMQ option {name!r}{_nearest(name, _BULLMQ_NAMES)}")
-    return check(cast("JobOptions", options), "options")
-
-
-_BULLMQ_NAMES: Final = (
-    "attempts",
-    "backoff",
-    "continueParentOnFailure",
-    "deduplication",
-    "delay",
-    "failParentOnFailure",
-    "ignoreDependencyOnFailure",
-    "jobId",
-    "keepLogs",
-    "lifo",
-    "onCrash",
-    "parent",
-    "priority",
-    "removeDependencyOnFailure",
-    "removeOnComplete",
-    "removeOnFail",
-    "repeat",
-    "timeout",
-)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StoredOptions:
-    """What a worker reads of a job's stored options.
-
-    Attributes:
-        attempts: Runs allowed in all.
-        backoff: The wait before the next attempt; None for no wait.
-        keep_completed: What stays of completed jobs; None leaves it to the worker.
-        keep_failed: What stays of failed jobs; None leaves it to the worker.
-        has_timeout: Whether anything is said about the time limit of a run.
-        timeout_ms: That limit; None for no limit.
-        keep_logs: How many log lines are kept; None for the most there are.
-        on_crash: What becomes of the job when its worker dies.
-        delay_ms: The delay it was added with.
-        priority: 0 for none.
-        lifo: Whether it went in front.
-        job_id: The id its producer gave it.
-        dedup: Its deduplication.
-        on_failure: What its final failure does to its parent; None where nothing is said.
-        tags: The tags of a schedule's jobs; those of other jobs stand in their record.
-        trace_context: The telemetry carrier, as text.
-    """
-
-    attempts: int = 1
-    backoff: Backoff | None = None
-    keep_completed: Keep | None = None
-    keep_failed: Keep | None = None
-    has_timeout: bool = False
-    timeout_ms: int | None = None
-    keep_logs: int | None = None
-    on_crash: OnCrash = "retry"
-    delay_ms: int = 0
-    priority: int = 0
-    lifo: bool = False
-    job_id: str | None = None
-    dedup: Dedup | None = None
-    on_failure: OnFailure | None = None
-    tags: tuple[str, ...] = ()
-    trace_context: str | None = None
-
-
-def write_options(options: JobOptions, *, template: bool = False) -> bytes:
-    """Write checked options as BullMQ's JSON.
-
-    Keys that BullMQ does not know: ``timeout`` (ms, or null for no limit), ``onCrash``, and ``max`` in ``backoff``.
-    What the store keeps elsewhere (parent, repetition, tags) is left out.
-
-    Args:
-        options: What `check` returned.
-        template: They are those of a schedule's jobs: ``tags`` are written too.
-
-    Source: wire format §2.2.
-    """
-    value: dict[str, Any] = {}
-    for name, item in options.items():
-        match name:
-            case "attempts" | "priority" | "lifo":
-                value[name] = item
-            case "backoff" if isinstance(item, Backoff):
-                value[name] = item.to_bullmq()
-            case "delay":
-                value[name] = duration_ms(item)  # type: ignore[arg-type]
-            case "timeout":
-                value[name] = None if item is None else duration_ms(item)  # type: ignore[arg-type]
-            case "job_id":
-                value["jobId"] = item
-            case "deduplication" if isinstance(item, Dedup):
-                value["de"] = item.to_bullmq()
-            case "remove_on_complete":
-                value["removeOnComplete"] = _write_retention(item)
-            case "remove_on_fail":
-                value["removeOnFail"] = _write_retention(item)
-            case "keep_logs":
-                value["kl"] = item
-            case "on_crash":
-                value["onCrash"] = item
-            case "on_failure":
-                value[_FAILURE_FLAGS[str(item)]] = True
-            case "tags" if template and item:
-                value["tags"] = item
-            case _:
-                pass
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode() if value else b"{}"
-
-
-def write_slot_options(
-    opts: bytes,
-    *,
-    schedule_id: str,
-    slot: int,
-    count: int,
-    delay_ms: int,
-    now: int,
-    pattern: str | None = None,
-    every_ms: int | None = None,
-    offset_ms: int = 0,
-    tz: str | None = None,
-    start: int | None = None,
-    end: int | None = None,
-    limit: int | None = None,
-) -> bytes:
-    """Return the options of a schedule's job: those of the template, and what Node needs to make the job after it.
-
-    Args:
-        opts: The template's options in BullMQ's JSON.
-        schedule_id: The schedule's id.
-        slot: The job's slot.
-        count: The job's number in the schedule, from 1.
-        delay_ms: From now to the slot.
-        now: The store's time.
-        pattern: The cron text, or None.
-        every_ms: The distance, or None.
-        offset_ms: The distance's phase.
-        tz: The pattern's zone.
-        start: No slot before.
-        end: No slot after.
-        limit: So many jobs at most.
-
-    Source: wire format §7.4.
-    """
-    repeat: dict[str, Any] = {"count": count}
-    optional = {"pattern": pattern, "every": every_ms, "tz": tz, "limit": limit, "startDate": start, "endDate": end}
-    repeat.update((key, item) for key, item in optional.items() if item is not None)
-    if every_ms is not None and offset_ms:
-        repeat["offset"] = offset_ms
-    value = _object(opts) | {
-        "repeat": repeat,
-        "jobId": f"repeat:{schedule_id}:{slot}",
-        "delay": delay_ms,
-        "timestamp": now,
-        "repeatJobKey": schedule_id,
-    }
-    if pattern is not None:
-        value["prevMillis"] = slot
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
-
-
-@lru_cache(maxsize=4_096)
-def read_options(opts: bytes) -> StoredOptions:
-    """Read stored options, whoever wrote them.
-
-    Values that cannot be used count as not given: a job is run rather than thrown away for a bad option.
-
-    Raises:
-        StoreCorruptError: The bytes are no JSON object.
-    """
-    if opts in {b"", b"{}"}:
-        return StoredOptions()
-    value = _object(opts)
-    on_crash = value.get("onCrash")
-    flag = next((policy for policy, key in _FAILURE_FLAGS.items() if value.get(key) is True), None)
-    return StoredOptions(
-        attempts=max(1, _number(value.get("attempts")) or 1),
-        backoff=_read_backoff(value.get("backoff")),
-        keep_completed=_read_keep(value.get("removeOnComplete")),
-        keep_failed=_read_keep(value.get("removeOnFail")),
-        has_timeout="timeout" in value,
-        timeout_ms=_number(value.get("timeout")) or None,
-        keep_logs=_number(value.get("kl")),
-        on_crash="fail" if on_crash == "fail" else "retry",
-        delay_ms=_number(value.get("delay")) or 0,
-        priority=_number(value.get("priority")) or 0,
-        lifo=value.get("lifo") is True,
-        job_id=value["jobId"] if isinstance(value.get("jobId"), str) else None,
-        dedup=_read_dedup(value.get("de")),
-        on_failure=flag,  # type: ignore[arg-type]
-        tags=_read_tags(value.get("tags")),
-        trace_context=value["tm"] if isinstance(value.get("tm"), str) else None,
-    )
-
-
-def _object(opts: bytes) -> dict[str, Any]:
-    try:
-        value: object = json.loads(opts)
-    except (ValueError, RecursionError):
-        value = None
-    # Lua's JSON writes an empty object and an empty list alike.
-    if value == []:
-        return {}
-    if not isinstance(value, dict):
-        raise StoreCorruptError(f"stored options of {len(opts):,} bytes are no JSON object")
-    return value  # pyright: ignore[reportUnknownVariableType]
-
-
-def _number(value: object) -> int | None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= MAX_MS:
-        return None
-    return int(value)
-
-
-def _read_backoff(value: object) -> Backoff | None:
-    if not value:
-        return None
-    try:
-        return Backoff.from_bullmq(value)  # type: ignore[arg-type]
-    except (ConfigurationError, TypeError, ValueError, OverflowError):
-        return None
-
-
-def _read_keep(value: object) -> Keep | None:
-    if value is True:
-        return Keep(count=0)
-    if value is False:
-        return Keep()
-    if isinstance(value, Mapping):
-        given: Mapping[str, Any] = value  # pyright: ignore[reportUnknownVariableType]
-        age = given.get("age")
-        # Rounded up, so that nothing goes early.
-        usable = isinstance(age, int | float) and not isinstance(age, bool) and 0 <= age <= MAX_MS / 1_000
-        age_ms = -int(-age * 1_000 // 1) if usable and age is not None else None
-        return Keep(count=_number(given.get("count")), age_ms=age_ms, limit=_number(given.get("limit")) or 1_000)
-    # BullMQ's -1 keeps all.
-    if isinstance(value, int | float) and value < 0:
-        return Keep()
-    count = _number(value)
-    return None if count is None else Keep(count=count)
-
-
-def _read_tags(value: object) -> tuple[str, ...]:
-    tags: list[object] = value if isinstance(value, list) else []  # pyright: ignore[reportUnknownVariableType]
-    return tuple(sorted({tag for tag in tags if isinstance(tag, str)}))
-
-
-def _read_dedup(value: object) -> Dedup | None:
-    if not isinstance(value, Mapping):
-        return None
-    try:
-        return Dedup.from_bullmq(value)  # pyright: ignore[reportUnknownArgumentType]
-    except (ConfigurationError, TypeError):
-        return None
-
-
-def _write_retention(value: object) -> Any:
-    if not isinstance(value, KeepJobs):
-        return value
-    keep = value.keep()
-    written: dict[str, Any] = {}
-    if keep.age_ms is not None:
-        # BullMQ counts in seconds; rounded up, so that nothing goes early.
-        written["age"] = -(-keep.age_ms // 1_000)
-    if keep.count is not None:
-        written["count"] = keep.count
-    if keep.limit != 1_000 or not written:
-        written["limit"] = keep.limit
-    return written
-
-
-def _whole(what: str, value: object, *, low: int = 0, high: int, unit: str = "") -> int:
-    if isinstance(value, bool) or not isinstance(value, int | float) or value != value // 1:
-        raise ConfigurationError(f"{what} {value!r} is not a whole number from {low} to {high:,}{unit}")
-    if not low <= value <= high:
-        raise ConfigurationError(f"{what} {value!r} is not between {low} and {high:,}{unit}")
-    return int(value)
-
-
 def _typed(what: str, value: object, kind: type[bool]) -> bool:
     if not isinstance(value, kind):
         raise ConfigurationError(f"{what} {value!r} is neither True nor False")
     return value
-
-
-def _instant(what: str, value: object) -> datetime | None:
-    if value is None:
-        return None
-    if not isinstance(value, datetime):
-        raise ConfigurationError(f"{what} {value!r} is not a datetime; write datetime(..., tzinfo=UTC)")
-    if value.tzinfo is None or value.utcoffset() is None:
-        raise ConfigurationError(f"{what} {value!r} has no time zone; write datetime(..., tzinfo=UTC)")
-    return value
-
-
-def _date(what: str, value: object) -> datetime | None:
-    if value is None or isinstance(value, datetime):
-        return _instant(what, value)
-    return to_datetime(_whole(what, value, high=_LAST_INSTANT, unit=" ms"))
-
-
-_LAST_INSTANT: Final = 253_402_300_799_999
-"""The end of the year 9999, past which datetimes do not go."""
 
 
 def _tags(what: str, value: object) -> tuple[str, ...]:
@@ -710,7 +356,7 @@ def _tags(what: str, value: object) -> tuple[str, ...]:
 def _backoff(what: str, value: object) -> Backoff:
     if isinstance(value, Mapping):
         given: Mapping[str, Any] = value  # pyright: ignore[reportUnknownVariableType]
-        _known(what, given, {"type", "delay", "jitter", "max"})
+        check_keys(what, given, {"type", "delay", "jitter", "max"})
         return Backoff.from_bullmq(given)
     raise ConfigurationError(f"{what} {value!r}: write Backoff.fixed('5s') or Backoff.exponential('1m')")
 
@@ -728,16 +374,16 @@ def _retention(what: str, value: object) -> bool | int | KeepJobs:
         return value
     if isinstance(value, Mapping):
         given: Mapping[str, Any] = value  # pyright: ignore[reportUnknownVariableType]
-        _known(what, given, {"age", "count", "limit"})
+        check_keys(what, given, {"age", "count", "limit"})
         age = given.get("age")
         count = given.get("count")
         return KeepJobs(
-            age=None if age is None else f"{_whole(f'{what}: age', age, high=MAX_MS // 1_000, unit=' s')}s",
+            age=None if age is None else f"{whole(f'{what}: age', age, high=MAX_MS // 1_000, unit=' s')}s",
             # BullMQ's -1 keeps all.
-            count=None if count is None or count == -1 else _whole(f"{what}: count", count, high=MAX_MS),
-            limit=_whole(f"{what}: limit", given.get("limit", 1_000), low=1, high=MAX_MS),
+            count=None if count is None or count == -1 else whole(f"{what}: count", count, high=MAX_MS),
+            limit=whole(f"{what}: limit", given.get("limit", 1_000), low=1, high=MAX_MS),
         )
-    return _whole(what, value, high=MAX_MS)
+    return whole(what, value, high=MAX_MS)
 
 
 def _one_of(what: str, value: object, known: Sequence[str]) -> str:
@@ -751,31 +397,3 @@ def _parent(what: str, value: object) -> ParentRef:
         queue, id = value  # pyright: ignore[reportUnknownVariableType]
         return ParentRef(check_name("queue", queue), str(id))  # pyright: ignore[reportUnknownArgumentType]
     raise ConfigurationError(f"{what} {value!r} names no job; write ParentRef('queue', 'id')")
-
-
-def _bullmq_parent(value: object) -> ParentRef:
-    if isinstance(value, Mapping):
-        given: Mapping[str, Any] = value  # pyright: ignore[reportUnknownVariableType]
-        queue = given.get("queue")
-        if isinstance(queue, str) and isinstance(given.get("id"), str):
-            # BullMQ writes the prefix before the queue's name.
-            return ParentRef(queue.rpartition(":")[2], given["id"])
-    raise ConfigurationError(f'parent {value!r} names no job; write {{"queue": "bull:email", "id": "7"}}')
-
-
-def _flag(options: dict[str, Any], given: object, policy: OnFailure) -> None:
-    if given:
-        if "on_failure" in options:
-            raise ConfigurationError("at most one of the options about a failing child may be set")
-        options["on_failure"] = policy
-
-
-def _known(what: str, value: Mapping[str, Any], names: set[str]) -> None:
-    for name in value:
-        if name not in names:
-            raise ConfigurationError(f"{what}: unknown key {name!r}{_nearest(name, sorted(names))}")
-
-
-def _nearest(name: object, known: Sequence[str]) -> str:
-    close = get_close_matches(str(name), known, n=1)
-    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"

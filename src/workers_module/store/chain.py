@@ -10,9 +10,10 @@ from functools import lru_cache
 from typing import Any, Literal, Self, cast
 
 from workers_module.errors import ScheduleError, StoreCorruptError
-from workers_module.job.options import read_options, write_slot_options
 from workers_module.job.schedule import CatchUp, Schedule
-from workers_module.store.base import JobSpec, ScheduleDefinition
+from workers_module.job.stored import read_options, write_slot_options
+from workers_module.store.schedules import ScheduleDefinition
+from workers_module.store.values import JobSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,7 +14,8 @@ from workers_module.errors import StoreCorruptError
 from workers_module.job.events import Event
 from workers_module.job.record import ChildPolicy, JobRecord, ParentRef
 from workers_module.job.state import JobState
-from workers_module.store.base import DedupSpec, JobSpec, ScheduleDefinition, WorkerInfo
+from workers_module.store.schedules import ScheduleDefinition
+from workers_module.store.values import DedupSpec, JobSpec, WorkerInfo
 
 _ENCODER: Final = json.JSONEncoder(ensure_ascii=True, separators=(",", ":"), check_circular=False)
 _NOTHING: Final[Mapping[str, str]] = MappingProxyType({})

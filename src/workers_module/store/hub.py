@@ -12,7 +12,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
-from workers_module.store.base import Step
+from workers_module.store.values import Step
 
 
 class Ear:

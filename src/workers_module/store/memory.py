@@ -20,15 +20,14 @@ from workers_module.errors import ConfigurationError, StoreError
 from workers_module.job.events import Event, EventBatch
 from workers_module.job.record import JobRecord
 from workers_module.job.state import JobState
-from workers_module.store.base import (
+from workers_module.store.schedules import DropSchedule, FireSlot, PutSchedule, ScheduleRecord
+from workers_module.store.values import (
     Action,
     Added,
     Beat,
     Child,
     Counts,
-    DropSchedule,
     EditResult,
-    FireSlot,
     Held,
     JobPatch,
     JobSpec,
@@ -37,17 +36,14 @@ from workers_module.store.base import (
     Order,
     Page,
     Problem,
-    PutSchedule,
     QueuePatch,
     QueueSettings,
     RenewReply,
-    ScheduleRecord,
     Selection,
     Series,
     Step,
     StepReply,
     StoreInfo,
-    StoreKind,
     Sweep,
     SweepReply,
     WorkerInfo,
@@ -58,6 +54,7 @@ from workers_module.store.world.schedules import Schedules
 from workers_module.store.world.upkeep import Upkeep
 from workers_module.store.world.waking import Waking
 from workers_module.store.world.work import Work
+from workers_module.url import QueueKind
 
 EVENTS_AT_ONCE: Final = 1_000
 """The most events of one batch."""
@@ -160,7 +157,7 @@ class MemoryStore:
         """Tell what this is; there is nothing to open."""
         self._now(None)
         return StoreInfo(
-            kind=StoreKind.MEMORY,
+            kind=QueueKind.MEMORY,
             version=platform.python_version(),
             place=f"memory://{self._name}",
             warnings=("Jobs are kept in the memory of this process and end with it.",),

@@ -1,41 +1,18 @@
-"""From a URL to a store: the one table of schemes, and the only place that names the stores."""
+"""From a URL to a store: the only place that names the stores."""
 
-import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
-from types import MappingProxyType
-from typing import Final, Literal, assert_never
-from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
+from typing import Literal, assert_never
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from workers_module.clock import Clock
 from workers_module.errors import ConfigurationError
-from workers_module.store.base import Store, StoreKind
+from workers_module.store.base import Store
 from workers_module.store.migrate import MigrationStatus
+from workers_module.url import EXAMPLES, QueueKind, check_url
 
 Synchronous = Literal["full", "normal"]
 Migrate = Literal["auto", "check"]
-
-SCHEMES: Final[Mapping[str, StoreKind]] = MappingProxyType(
-    {
-        "memory": StoreKind.MEMORY,
-        "sqlite": StoreKind.SQLITE,
-        "redis": StoreKind.REDIS,
-        "rediss": StoreKind.REDIS,
-        "unix": StoreKind.REDIS,
-        "redis+cluster": StoreKind.REDIS,
-        "rediss+cluster": StoreKind.REDIS,
-        "redis+sentinel": StoreKind.REDIS,
-        "rediss+sentinel": StoreKind.REDIS,
-        "postgres": StoreKind.POSTGRES,
-        "postgresql": StoreKind.POSTGRES,
-    }
-)
-"""URL scheme to the kind of store behind it."""
-
-_EXAMPLES: Final = "memory://, sqlite:///jobs.db, redis://host:6379/0 or postgresql://host/database"
-_SCHEME: Final = re.compile(r"[A-Za-z0-9]+(\+[A-Za-z]+)?")
-_SQLITE_MODES: Final = {"rwc": True, "rw": False}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +28,7 @@ class _Wish:
 def open_store(
     url: str | None,
     *,
-    kind: StoreKind | None = None,
+    kind: QueueKind | None = None,
     prefix: str = "bull",
     clock: Clock | None = None,
     synchronous: Synchronous = "full",
@@ -83,36 +60,30 @@ def open_store(
             or a part of it cannot be used. The message shows no password.
     """
     if url is None:
-        if kind not in {None, StoreKind.MEMORY}:
-            raise ConfigurationError(f"a {kind} store needs a URL; write {_EXAMPLES}")
+        if kind not in {None, QueueKind.MEMORY}:
+            raise ConfigurationError(f"a {kind} store needs a URL; write {EXAMPLES}")
         url = "memory://"
-    scheme, mark, _ = url.partition("://")
-    named = SCHEMES.get(scheme.lower()) if mark else None
-    if named is None:
-        # What has no scheme may be anything, a password too: it is not shown.
-        what = (
-            f"no store has URLs that begin with {scheme}://" if mark and _SCHEME.fullmatch(scheme) else "this is no URL"
-        )
-        raise ConfigurationError(f"{what}; write {_EXAMPLES}")
+    named = check_url(url)
     if kind not in {None, named}:
+        scheme = url.partition("://")[0]
         raise ConfigurationError(
             f"the store is set to {kind}, but its URL begins with {scheme}://; set only one of them"
         )
     wish = _Wish(prefix=prefix, clock=clock, synchronous=synchronous, migrate=migrate)
     match named:
-        case StoreKind.MEMORY:
-            return _memory(_split(url), wish)
-        case StoreKind.SQLITE:
-            return _sqlite(_split(url), wish)
-        case StoreKind.REDIS:
+        case QueueKind.MEMORY:
+            return _memory(url, wish)
+        case QueueKind.SQLITE:
+            return _sqlite(url, wish)
+        case QueueKind.REDIS:
             return _redis(url, wish)
-        case StoreKind.POSTGRES:
+        case QueueKind.POSTGRES:
             return _postgres(url, wish)
         case _:
             assert_never(named)
 
 
-def migrations_sql(kind: StoreKind, *, after: int = 0, up_to: int | None = None, name: str | None = None) -> str:
+def migrations_sql(kind: QueueKind, *, after: int = 0, up_to: int | None = None, name: str | None = None) -> str:
     """Return the migrations of a kind of store as SQL, for people who apply them with tools of their own.
 
     Args:
@@ -125,15 +96,15 @@ def migrations_sql(kind: StoreKind, *, after: int = 0, up_to: int | None = None,
         ConfigurationError: The kind has no migrations, or this code does not know these.
     """
     match kind:
-        case StoreKind.POSTGRES:
+        case QueueKind.POSTGRES:
             from workers_module.store.postgres import scripts  # noqa: PLC0415 - needs no driver
 
             return scripts.whole_script(name or "workers_module", after, up_to)
-        case StoreKind.SQLITE:
+        case QueueKind.SQLITE:
             from workers_module.store.sqlite import schema  # noqa: PLC0415 - as above
 
             return schema.whole_script(name or "wm_", after, up_to)
-        case StoreKind.MEMORY | StoreKind.REDIS:
+        case QueueKind.MEMORY | QueueKind.REDIS:
             raise ConfigurationError(f"a {kind} store has no migrations; sqlite and postgres have")
         case _:
             assert_never(kind)
@@ -178,47 +149,22 @@ async def schema_of(store: Store) -> MigrationStatus | None:
     return None if read is None else await read()
 
 
-def _split(url: str) -> SplitResult:
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        raise ConfigurationError(f"this is no URL; write {_EXAMPLES}") from None
-    if parts.fragment:
-        raise ConfigurationError(f"a {parts.scheme} URL has no part after '#'; write %23 for a '#' in a name")
-    return parts
-
-
-def _memory(parts: SplitResult, wish: _Wish) -> Store:
+def _memory(url: str, wish: _Wish) -> Store:
     from workers_module.store.memory import MemoryStore  # noqa: PLC0415 - a store is imported when it is asked for
 
-    if parts.query:
-        raise ConfigurationError("a memory URL takes no parameters; write memory://")
+    parts = urlsplit(url)
     return MemoryStore(clock=wish.clock, name=unquote(parts.netloc + parts.path).strip("/") or "memory")
 
 
-def _sqlite(parts: SplitResult, wish: _Wish) -> Store:
+def _sqlite(url: str, wish: _Wish) -> Store:
     from workers_module.store.sqlite.store import SqliteStore  # noqa: PLC0415 - as above
 
-    path = unquote(parts.path.removeprefix("/"))
-    if parts.netloc == ":memory:" or (not parts.netloc and path in {"", ":memory:"}):
-        raise ConfigurationError(
-            "an sqlite URL names a file: sqlite:///jobs.db; for jobs that end with the process write memory://"
-        )
-    if parts.netloc:
-        raise ConfigurationError(
-            "an sqlite URL has three slashes before a relative path and four before an absolute one: "
-            "sqlite:///jobs.db, sqlite:////var/lib/jobs.db"
-        )
+    parts = urlsplit(url)
     given = dict(parse_qsl(parts.query, keep_blank_values=True))
-    mode, tables = given.pop("mode", "rwc"), given.pop("prefix", "wm_")
-    if given:
-        raise ConfigurationError(f"an sqlite URL takes mode= and prefix=, and not {', '.join(sorted(given))}")
-    if mode not in _SQLITE_MODES:
-        raise ConfigurationError(f"sqlite mode {mode!r}: write rwc, or rw for a file that must be there")
     return SqliteStore(
-        path,
-        prefix=tables,
-        create=_SQLITE_MODES[mode],
+        unquote(parts.path.removeprefix("/")),
+        prefix=given.get("prefix", "wm_"),
+        create=given.get("mode") != "rw",
         clock=wish.clock,
         synchronous=wish.synchronous,
         migrate=wish.migrate,

@@ -1,12 +1,22 @@
 """What every store decides alike: pure answers, without a place to keep anything."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from workers_module.errors import ConfigurationError
 from workers_module.job.outcome import Completed, Failed, Outcome
 from workers_module.job.state import JobState
-from workers_module.store.base import MAX_OUTCOMES, JobSpec, RateLimit, Step
+from workers_module.store.values import (
+    MAX_OUTCOMES,
+    Action,
+    Fail,
+    JobSpec,
+    Promote,
+    RateLimit,
+    Remove,
+    RetryAgain,
+    Step,
+)
 
 MAX_LOG_LINES: Final = 1_000
 MAX_LINE_BYTES: Final = 64 * 1024
@@ -14,6 +24,13 @@ MAX_MOVED: Final = 10_000
 """The most jobs one `Store.move` takes."""
 MAX_TRIMMED: Final = 1_000
 """The most jobs one sweep removes for their age, per state."""
+MOVED_TO: Final[Mapping[type[Action], str]] = {
+    Remove: "removed",
+    RetryAgain: "waiting",
+    Promote: "waiting",
+    Fail: "failed",
+}
+"""Where an action of `Store.move` takes jobs, in the words of `IllegalMoveError`."""
 CRASHED: Final = "job stalled more than allowable limit"
 """Why a job that crashed too often fails; BullMQ's text."""
 

@@ -15,10 +15,11 @@ from uuid import uuid4
 from workers_module.clock import FrozenClock
 from workers_module.job.record import JobRecord
 from workers_module.job.state import JobState
-from workers_module.settings import QueueKind, url_for_tests, url_kind
+from workers_module.settings import url_for_tests
 from workers_module.store.base import Store
 from workers_module.store.memory import MemoryStore
 from workers_module.store.open import drop_store, open_store
+from workers_module.url import QueueKind, url_kind
 
 Reader = Callable[[str, tuple[JobState, ...]], list[JobRecord]]
 """Reads the jobs of a queue in some states without awaiting."""

@@ -20,7 +20,8 @@ from workers_module.errors import JobFailedError, ScheduleError, StoreError
 from workers_module.job.events import WorkerEvent, WorkerEventName
 from workers_module.job.outcome import Release
 from workers_module.job.record import Token
-from workers_module.store.base import Claimed, Held, Settle, SettleCode, Step, StepReply, Store
+from workers_module.store.base import Store
+from workers_module.store.values import Claimed, Held, Settle, SettleCode, Step, StepReply
 from workers_module.worker.eager import begin
 from workers_module.worker.executor import Executor
 from workers_module.worker.gate import Gate

@@ -16,9 +16,10 @@ from workers_module.job.events import WorkerEvent
 from workers_module.job.failure import cut
 from workers_module.job.job import Job
 from workers_module.job.kind import JobKind
-from workers_module.job.options import read_options
 from workers_module.job.record import JobRecord
-from workers_module.store.base import EditResult, Held, JobPatch, Store
+from workers_module.job.stored import read_options
+from workers_module.store.base import Store
+from workers_module.store.values import EditResult, Held, JobPatch
 
 R = TypeVar("R")
 

@@ -26,7 +26,6 @@ from workers_module.job.encoding import coder
 from workers_module.job.events import WorkerEvent, WorkerEventName
 from workers_module.job.job import Job
 from workers_module.job.kind import JobKind
-from workers_module.job.options import StoredOptions, read_options
 from workers_module.job.outcome import (
     Completed,
     Failed,
@@ -40,7 +39,9 @@ from workers_module.job.outcome import (
 )
 from workers_module.job.record import JobRecord
 from workers_module.job.sandbox import Sandbox
-from workers_module.store.base import Claimed, Settle, SettleCode, Store
+from workers_module.job.stored import StoredOptions, read_options
+from workers_module.store.base import Store
+from workers_module.store.values import Claimed, Settle, SettleCode
 from workers_module.worker.capture import current_run
 from workers_module.worker.context import JobContext
 from workers_module.worker.eager import begin

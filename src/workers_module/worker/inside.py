@@ -16,7 +16,8 @@ from workers_module.job.encoding import decode, encode
 from workers_module.job.job import Job
 from workers_module.job.kind import JobKind
 from workers_module.job.record import JobRecord, Token
-from workers_module.store.base import Child, EditResult, Held, JobPatch, Page, Store
+from workers_module.store.base import Store
+from workers_module.store.values import Child, EditResult, Held, JobPatch, Page
 from workers_module.worker.capture import current_run
 from workers_module.worker.context import JobContext, JobLogger
 from workers_module.worker.handler import Call, Handler

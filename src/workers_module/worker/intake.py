@@ -11,7 +11,7 @@ from workers_module.job.events import WorkerEvent, WorkerEventName
 from workers_module.job.job import Job
 from workers_module.job.outcome import Failed, Outcome, Snooze
 from workers_module.job.record import JobRecord, Token
-from workers_module.store.base import Claimed, RateLimit
+from workers_module.store.values import Claimed, RateLimit
 from workers_module.worker.executor import Executor
 from workers_module.worker.handler import Handler, QueuePlan
 

@@ -18,7 +18,8 @@ import anyio
 import anyio.to_thread
 
 from workers_module.errors import StoreError
-from workers_module.store.base import Held, Renewer, RenewReply, Store
+from workers_module.store.base import Renewer, Store
+from workers_module.store.values import Held, RenewReply
 from workers_module.worker.consumer import Consumer
 from workers_module.worker.run import Run
 

@@ -8,7 +8,7 @@ from typing import Annotated, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from workers_module.job.record import JobRecord
-from workers_module.store.base import Child, EditResult
+from workers_module.store.values import Child, EditResult
 
 HEAD: Final = 4
 """So many bytes, big-endian, say how long the message behind them is."""

@@ -14,7 +14,8 @@ import anyio
 from workers_module.errors import ConfigurationError, JobCrashedError, LeaseLostError, WorkersError
 from workers_module.job.encoding import decode
 from workers_module.job.record import JobRecord
-from workers_module.store.base import Child, EditResult, Page, Store
+from workers_module.store.base import Store
+from workers_module.store.values import Child, EditResult, Page
 from workers_module.worker.context import JobContext
 from workers_module.worker.messages import Order
 from workers_module.worker.verdict import timed_out

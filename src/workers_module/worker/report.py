@@ -5,9 +5,9 @@ import logging
 from typing import Any, assert_never
 
 from workers_module.errors import JobCancelledError, JobTimeoutError, StoreCorruptError
-from workers_module.job.options import read_options
 from workers_module.job.outcome import Completed, Failed, Outcome, Release, Retry, Snooze, WaitChildren
 from workers_module.job.record import JobRecord
+from workers_module.job.stored import read_options
 
 _log = logging.getLogger(__name__)
 

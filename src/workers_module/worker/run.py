@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from workers_module.job.events import WorkerEvent
 from workers_module.job.outcome import Outcome
-from workers_module.store.base import Claimed, Settle
+from workers_module.store.values import Claimed, Settle
 from workers_module.worker.context import JobContext
 from workers_module.worker.handler import Handler
 

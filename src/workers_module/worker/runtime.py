@@ -21,7 +21,8 @@ import anyio.abc
 from workers_module.clock import Clock, Duration, duration_ms
 from workers_module.errors import StoreError
 from workers_module.job.outcome import Keep
-from workers_module.store.base import Beat, Capability, RateLimit, Store, WorkerInfo
+from workers_module.store.base import Store
+from workers_module.store.values import Beat, Capability, RateLimit, WorkerInfo
 from workers_module.worker.consumer import ABREAST, LAST_WORDS_S, Consumer
 from workers_module.worker.executor import Executor
 from workers_module.worker.gate import Gate

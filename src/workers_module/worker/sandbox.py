@@ -29,7 +29,8 @@ from workers_module.job.encoding import MAX_BYTES
 from workers_module.job.outcome import RetryLaterError
 from workers_module.job.record import JobRecord
 from workers_module.job.sandbox import Sandbox
-from workers_module.store.base import Child, EditResult, Page, Store
+from workers_module.store.base import Store
+from workers_module.store.values import Child, EditResult, Page
 from workers_module.worker.handler import HandlerSpec
 from workers_module.worker.inside import Handlers, Inside, OpenHandlers
 from workers_module.worker.messages import (

@@ -2,8 +2,8 @@
 
 from workers_module.errors import ScheduleError
 from workers_module.job.schedule import Schedule
-from workers_module.store.base import ScheduleDefinition
 from workers_module.store.chain import Rules
+from workers_module.store.schedules import ScheduleDefinition
 from workers_module.worker.handler import ScheduleSpec
 
 

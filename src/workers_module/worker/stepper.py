@@ -5,7 +5,8 @@ from typing import Final
 from workers_module.errors import JobFailedError, LeaseLostError, ScheduleError
 from workers_module.job.outcome import Release
 from workers_module.job.state import READY, JobState
-from workers_module.store.base import Claimed, Settle, SettleCode, Step, Store
+from workers_module.store.base import Store
+from workers_module.store.values import Claimed, Settle, SettleCode, Step
 from workers_module.worker.executor import Executor
 from workers_module.worker.handler import WorkPlan
 from workers_module.worker.hooks import Hooks

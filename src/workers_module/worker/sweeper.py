@@ -9,7 +9,8 @@ import anyio
 
 from workers_module.job.events import WorkerEvent
 from workers_module.job.job import Job
-from workers_module.store.base import Store, Sweep
+from workers_module.store.base import Store
+from workers_module.store.values import Sweep
 from workers_module.worker.hooks import Hooks
 from workers_module.worker.outage import WAITED_OUT, Outage
 from workers_module.worker.ticker import Ticker

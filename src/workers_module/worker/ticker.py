@@ -16,18 +16,10 @@ from workers_module.errors import ScheduleError
 from workers_module.job.outcome import Completed, Keep, Outcome, Snooze
 from workers_module.job.schedule import LATE_MS, Schedule, restart_slot, successor
 from workers_module.job.state import READY, JobState
-from workers_module.store.base import (
-    Claimed,
-    DedupSpec,
-    DropSchedule,
-    FireSlot,
-    JobSpec,
-    PutSchedule,
-    ScheduleDefinition,
-    ScheduleRecord,
-    Store,
-)
+from workers_module.store.base import Store
 from workers_module.store.chain import Rules, rules_of, schedule_of, slot_job, slot_of
+from workers_module.store.schedules import DropSchedule, FireSlot, PutSchedule, ScheduleDefinition, ScheduleRecord
+from workers_module.store.values import Claimed, DedupSpec, JobSpec
 from workers_module.worker.handler import ScheduleSpec
 from workers_module.worker.locks import RunLocks
 from workers_module.worker.slots import definition_of, first_slot

@@ -20,11 +20,11 @@ from workers_module.errors import (
 )
 from workers_module.job.failure import add_trace, reason_of, trace_of
 from workers_module.job.job import Job
-from workers_module.job.options import StoredOptions, read_options
 from workers_module.job.outcome import Failed, Keep, Outcome, Retry
 from workers_module.job.record import JobRecord
 from workers_module.job.retry import should_retry
-from workers_module.store.base import Claimed, Settle
+from workers_module.job.stored import StoredOptions, read_options
+from workers_module.store.values import Claimed, Settle
 from workers_module.worker.run import Run
 
 _log = logging.getLogger(__name__)

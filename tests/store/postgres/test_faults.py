@@ -23,10 +23,10 @@ from workers_module.job.events import Event
 from workers_module.job.outcome import Completed
 from workers_module.job.record import Token
 from workers_module.job.state import JobState
-from workers_module.store.base import Claimed, Held, QueuePatch, RenewReply, Settle, SettleCode, Step, Sweep
 from workers_module.store.postgres import connect
 from workers_module.store.postgres.connect import of_server
 from workers_module.store.postgres.store import PostgresStore
+from workers_module.store.values import Claimed, Held, QueuePatch, RenewReply, Settle, SettleCode, Step, Sweep
 
 pytestmark = pytest.mark.postgres
 

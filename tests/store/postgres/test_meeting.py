@@ -24,9 +24,9 @@ from tests.store.helpers import (
     types_of,
 )
 from workers_module.job.outcome import Completed, Keep
-from workers_module.store.base import Claimed, Settle
 from workers_module.store.postgres.asking import outcome_args
 from workers_module.store.postgres.store import PostgresStore
+from workers_module.store.values import Claimed, Settle
 
 pytestmark = pytest.mark.postgres
 

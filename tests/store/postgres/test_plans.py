@@ -11,10 +11,10 @@ import pytest
 
 from tests.store.helpers import PATIENCE, Q, add, claim, spec, step
 from workers_module.job.outcome import Completed, Failed, Keep, Retry
-from workers_module.store.base import DedupSpec, Settle, Sweep
 from workers_module.store.postgres import notify
 from workers_module.store.postgres.connect import Connection
 from workers_module.store.postgres.store import PostgresStore
+from workers_module.store.values import DedupSpec, Settle, Sweep
 
 pytestmark = pytest.mark.postgres
 

@@ -9,11 +9,11 @@ import pytest
 from tests.servers import shared_postgres
 from tests.store.helpers import add, numbers
 from workers_module.errors import ConfigurationError
-from workers_module.store.base import StoreKind
 from workers_module.store.migrate import read_migrations
 from workers_module.store.open import migrations_sql, migrations_status, open_store
 from workers_module.store.postgres.scripts import PACKAGE
 from workers_module.store.postgres.store import PostgresStore
+from workers_module.url import QueueKind
 
 pytestmark = pytest.mark.postgres
 KNOWN = read_migrations(PACKAGE)[-1].number
@@ -80,9 +80,9 @@ async def test_a_newer_schema_is_used_if_it_allows_that(fresh: tuple[str, str], 
 async def test_migrations_may_be_applied_by_hand(fresh: tuple[str, str]) -> None:
     url, schema = fresh
     raw = await asyncpg.connect(url)
-    await raw.execute(migrations_sql(StoreKind.POSTGRES, up_to=2, name=schema))
+    await raw.execute(migrations_sql(QueueKind.POSTGRES, up_to=2, name=schema))
     assert (await migrations_status(f"{url}&schema={schema}")).state.number == 2
-    await raw.execute(migrations_sql(StoreKind.POSTGRES, after=2, name=schema))
+    await raw.execute(migrations_sql(QueueKind.POSTGRES, after=2, name=schema))
     await raw.close()
     store = PostgresStore(url, schema=schema, migrate="check")
     await store.open()
@@ -91,7 +91,7 @@ async def test_migrations_may_be_applied_by_hand(fresh: tuple[str, str]) -> None
     await store.close()
     assert (await migrations_status(f"{url}&schema={schema}")).missing == ()
     with pytest.raises(ConfigurationError, match="no way back"):
-        migrations_sql(StoreKind.POSTGRES, after=3, up_to=2)
+        migrations_sql(QueueKind.POSTGRES, after=3, up_to=2)
 
 
 async def test_a_url_names_schema_and_ways(fresh: tuple[str, str]) -> None:

@@ -36,8 +36,8 @@ from workers_module import Queue, WorkersModule, WorkersSettings
 from workers_module.errors import ConfigurationError, JobNotFoundError, StoreError, StoreUnavailableError
 from workers_module.job.record import ParentRef
 from workers_module.job.state import JobState
-from workers_module.store.base import DedupSpec
 from workers_module.store.postgres.store import PostgresStore
+from workers_module.store.values import DedupSpec
 
 pytestmark = pytest.mark.postgres
 
@@ -401,7 +401,7 @@ async def test_the_instant_may_be_given(store: PostgresStore, url: str) -> None:
 
 async def test_another_database_is_refused(store: PostgresStore, url: str, raw: Any) -> None:
     async with driver(url) as tx:
-        await tx.run(f"UPDATE \"{store._schema}\".meta SET value = 'elsewhere' WHERE key = 'home'")
+        await tx.run(f"UPDATE \"{store._address.schema}\".meta SET value = 'elsewhere' WHERE key = 'home'")
         with pytest.raises(ConfigurationError, match="another database"):
             await store.add([spec("a")], tx=tx.tx)
         await tx.end(False)

@@ -9,7 +9,8 @@ import anyio
 from tests.servers import command, until
 from tests.store.helpers import complete, spec, step
 from workers_module.errors import StoreUnavailableError
-from workers_module.store.base import Held, Renewer, RenewReply, Store
+from workers_module.store.base import Renewer, Store
+from workers_module.store.values import Held, RenewReply
 
 
 def until_blocked(port: int) -> None:

@@ -39,17 +39,11 @@ from workers_module.errors import (
 )
 from workers_module.job.record import ParentRef, Token
 from workers_module.job.state import JobState
-from workers_module.store.base import (
-    Beat,
-    FireSlot,
-    PutSchedule,
-    RenewReply,
-    ScheduleDefinition,
-    Store,
-    WorkerInfo,
-)
+from workers_module.store.base import Store
 from workers_module.store.open import open_store
 from workers_module.store.redis.store import RedisStore
+from workers_module.store.schedules import FireSlot, PutSchedule, ScheduleDefinition
+from workers_module.store.values import Beat, RenewReply, WorkerInfo
 
 pytestmark = pytest.mark.redis
 

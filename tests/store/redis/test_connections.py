@@ -24,13 +24,12 @@ from workers_module.errors import (
     StoreUnavailableError,
 )
 from workers_module.job.record import Token
-from workers_module.store.base import Held, RenewReply
 from workers_module.store.open import open_store
-from workers_module.store.redis import address, connect
-from workers_module.store.redis import store as module
+from workers_module.store.redis import address, connect, stepping
 from workers_module.store.redis.address import Address
 from workers_module.store.redis.faults import CutOffError, translate
 from workers_module.store.redis.store import RedisStore
+from workers_module.store.values import Held, RenewReply
 
 pytestmark = pytest.mark.redis
 
@@ -198,9 +197,9 @@ def frozen(server: Server) -> Generator[None]:
 async def test_no_wait_outlives_its_link(
     place: tuple[int, Server], store: RedisStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert module.BLOCK_SECONDS + module._SLACK_SECONDS < LONG
-    monkeypatch.setattr(module, "BLOCK_SECONDS", 0.3)
-    monkeypatch.setattr(module, "_SLACK_SECONDS", 0.3)
+    assert stepping.BLOCK_SECONDS + stepping.SLACK_SECONDS < LONG
+    monkeypatch.setattr(stepping, "BLOCK_SECONDS", 0.3)
+    monkeypatch.setattr(stepping, "SLACK_SECONDS", 0.3)
     waiting = asyncio.ensure_future(store.wait(step(1), LONG))
     await anyio.to_thread.run_sync(until_blocked, place[0])
     with frozen(place[1]), anyio.fail_after(PATIENCE), pytest.raises(StoreUnavailableError):
@@ -246,7 +245,7 @@ async def test_a_job_sent_into_a_link_that_is_dead_is_in_doubt(
 async def test_links_are_kept_alive(port: int, store: RedisStore) -> None:
     import socket
 
-    (links,) = await store._open_servers().each()
+    (links,) = await store._calls.open_servers().each()
     await add(store, "a")
     (link,) = links._idle
     writer: Any = link._connection._writer

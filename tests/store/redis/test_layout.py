@@ -30,17 +30,9 @@ from workers_module.errors import InvalidNameError
 from workers_module.job.outcome import Completed, Failed, Keep, Release, Retry
 from workers_module.job.record import ChildPolicy, ParentRef
 from workers_module.job.state import JobState
-from workers_module.store.base import (
-    Beat,
-    DedupSpec,
-    PutSchedule,
-    QueuePatch,
-    RateLimit,
-    ScheduleDefinition,
-    Settle,
-    WorkerInfo,
-)
 from workers_module.store.redis.store import RedisStore
+from workers_module.store.schedules import PutSchedule, ScheduleDefinition
+from workers_module.store.values import Beat, DedupSpec, QueuePatch, RateLimit, Settle, WorkerInfo
 
 pytestmark = pytest.mark.redis
 

@@ -25,21 +25,9 @@ from tests.store.test_property import QUEUES, TAGS, known, picks, queues, specs
 from tests.store.test_property import Fleet as Common
 from workers_module.job.outcome import Outcome, Release, Retry
 from workers_module.job.record import JobRecord
-from workers_module.store.base import (
-    Added,
-    Claimed,
-    DropSchedule,
-    FireSlot,
-    JobPatch,
-    JobSpec,
-    Page,
-    PutSchedule,
-    Step,
-    StepReply,
-    Store,
-    Sweep,
-    SweepReply,
-)
+from workers_module.store.base import Store
+from workers_module.store.schedules import DropSchedule, FireSlot, PutSchedule
+from workers_module.store.values import Added, Claimed, JobPatch, JobSpec, Page, Step, StepReply, Sweep, SweepReply
 
 pytestmark = pytest.mark.redis
 

@@ -8,9 +8,9 @@ import pytest
 from tests.store.helpers import Later, Q, add, claim, claim_one, complete, fail, spec, sweep
 from tests.store.redis.conftest import Raw
 from workers_module.clock import FrozenClock
-from workers_module.errors import ConfigurationError
 from workers_module.store.redis.scales import EVERY_SECONDS, SAMPLE, Scales
-from workers_module.store.redis.store import _WEIGH, RedisStore
+from workers_module.store.redis.scripts import script
+from workers_module.store.redis.store import RedisStore
 
 pytestmark = pytest.mark.redis
 
@@ -64,7 +64,7 @@ async def test_the_estimate_is_near_what_the_keys_take(store: RedisStore, raw: R
         await claim(store, 30, tags=tags)
     keys = await raw("KEYS", f"{place[1]}:{Q}*")
     taken = sum([await raw("MEMORY", "USAGE", key, "SAMPLES", 0) or 0 for key in keys])
-    found, state, number = await store._call(_WEIGH, Q, None, SAMPLE)
+    found, state, number = await store._calls.call(script("weigh-2"), Q, None, SAMPLE)
     assert found == pytest.approx(taken, rel=0.15)
     assert (state, number) in {(b"prioritized", 300), (b"delayed", 300)}
 
@@ -103,8 +103,3 @@ def test_queues_are_weighed_now_and_then_and_forgiven(caplog: pytest.LogCaptureF
 
 def test_no_budget_weighs_nothing() -> None:
     assert not Scales(0).wanted("a")
-
-
-def test_a_budget_is_a_number() -> None:
-    with pytest.raises(ConfigurationError, match="queue_bytes='much'"):
-        RedisStore("redis://localhost?queue_bytes=much")

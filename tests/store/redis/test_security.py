@@ -34,20 +34,12 @@ from tests.store.helpers import (
 )
 from workers_module.errors import StoreDeniedError, StoreError
 from workers_module.job.state import JobState
-from workers_module.store.base import (
-    Beat,
-    FireSlot,
-    Promote,
-    PutSchedule,
-    QueuePatch,
-    RenewReply,
-    ScheduleDefinition,
-    Store,
-    WorkerInfo,
-)
+from workers_module.store.base import Store
 from workers_module.store.open import open_store
 from workers_module.store.redis.peers import version_of
 from workers_module.store.redis.rights import COMMANDS, rule
+from workers_module.store.schedules import FireSlot, PutSchedule, ScheduleDefinition
+from workers_module.store.values import Beat, Promote, QueuePatch, RenewReply, WorkerInfo
 
 pytestmark = pytest.mark.redis
 

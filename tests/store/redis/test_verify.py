@@ -4,8 +4,8 @@ import pytest
 
 from tests.store.helpers import Q, add, claim, complete, fail, spec
 from tests.store.redis.conftest import Raw
-from workers_module.store.base import DedupSpec
 from workers_module.store.redis.store import RedisStore
+from workers_module.store.values import DedupSpec
 
 pytestmark = pytest.mark.redis
 

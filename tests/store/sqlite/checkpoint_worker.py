@@ -11,11 +11,11 @@ from itertools import count
 from pathlib import Path
 from typing import IO
 
-from workers_module.store.base import JobSpec
 from workers_module.store.sqlite import checkpoints
 from workers_module.store.sqlite.checkpoints import Checkpointer
 from workers_module.store.sqlite.gate import Gate
 from workers_module.store.sqlite.store import SqliteStore
+from workers_module.store.values import JobSpec
 
 
 def tell(log: IO[str]) -> None:

@@ -28,9 +28,9 @@ from tests.store.helpers import (
 from workers_module.job.events import EventType
 from workers_module.job.outcome import Completed
 from workers_module.job.state import ALL_STATES, JobState
-from workers_module.store.base import Beat, DedupSpec, Remove, SettleCode, WorkerInfo
 from workers_module.store.sqlite.stepping import DAMAGED
 from workers_module.store.sqlite.store import SqliteStore
+from workers_module.store.values import Beat, DedupSpec, Remove, SettleCode, WorkerInfo
 
 pytestmark = pytest.mark.sqlite
 

@@ -11,10 +11,10 @@ from tests.store.helpers import PATIENCE, Q, add, assert_sound, numbers, record,
 from tests.store.sqlite.conftest import brake_on, until, writer_of
 from workers_module.errors import JobNotFoundError, StoreFullError, StoreUnavailableError
 from workers_module.job.record import ParentRef
-from workers_module.store.base import Added
 from workers_module.store.sqlite.store import SqliteStore
 from workers_module.store.sqlite.work import Plan, Work
 from workers_module.store.sqlite.writer import MOST_CALLS
+from workers_module.store.values import Added
 
 pytestmark = pytest.mark.sqlite
 

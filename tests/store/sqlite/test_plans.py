@@ -11,32 +11,30 @@ from tests.store.helpers import Q, spec
 from workers_module.job.outcome import Completed, Failed, Keep, Outcome, Release, Retry, Snooze, WaitChildren
 from workers_module.job.record import ParentRef, Token
 from workers_module.job.state import ALL_STATES, JobState
-from workers_module.store.base import (
+from workers_module.store.schedules import FireSlot, PutSchedule, ScheduleDefinition
+from workers_module.store.sqlite import adding, changing, queries, registry, schedules, stepping, sweeping
+from workers_module.store.sqlite.connect import Connection
+from workers_module.store.sqlite.schema import prepare
+from workers_module.store.sqlite.work import Ledger, Many, Plan, Statement, Tagsets, Work
+from workers_module.store.values import (
     Beat,
     ByIds,
     ByState,
     DedupSpec,
     Fail,
-    FireSlot,
     Held,
     JobPatch,
     Order,
     Promote,
-    PutSchedule,
     QueuePatch,
     Remove,
     RetryAgain,
-    ScheduleDefinition,
     Settle,
     Step,
     StepReply,
     Sweep,
     WorkerInfo,
 )
-from workers_module.store.sqlite import adding, changing, queries, registry, schedules, stepping, sweeping
-from workers_module.store.sqlite.connect import Connection
-from workers_module.store.sqlite.schema import prepare
-from workers_module.store.sqlite.work import Ledger, Many, Plan, Statement, Tagsets, Work
 
 pytestmark = pytest.mark.sqlite
 

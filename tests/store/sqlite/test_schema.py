@@ -11,11 +11,11 @@ import pytest
 from tests.store.helpers import PATIENCE, add, numbers, run
 from workers_module.clock import FrozenClock
 from workers_module.errors import ConfigurationError
-from workers_module.store.base import StoreKind
 from workers_module.store.migrate import Migration, read_migrations
 from workers_module.store.open import migrations_sql, migrations_status
 from workers_module.store.sqlite import schema
 from workers_module.store.sqlite.store import SqliteStore
+from workers_module.url import QueueKind
 
 pytestmark = pytest.mark.sqlite
 
@@ -232,7 +232,7 @@ async def test_migrations_may_be_applied_by_hand(path: Path) -> None:
     assert (before.state.number, before.missing) == (0, before.known)
     assert not path.exists()
     raw = sqlite3.connect(path)
-    raw.executescript(migrations_sql(StoreKind.SQLITE, name="jobs_"))
+    raw.executescript(migrations_sql(QueueKind.SQLITE, name="jobs_"))
     raw.close()
     assert (await migrations_status(url)).missing == ()
     store = SqliteStore(path, prefix="jobs_", migrate="check")
@@ -241,6 +241,6 @@ async def test_migrations_may_be_applied_by_hand(path: Path) -> None:
     assert await numbers(store) == {"waiting": 1}
     await store.close()
     with pytest.raises(ConfigurationError, match="no migrations"):
-        migrations_sql(StoreKind.REDIS)
+        migrations_sql(QueueKind.REDIS)
     with pytest.raises(ConfigurationError, match="no migrations"):
         await migrations_status("memory://")

@@ -19,14 +19,14 @@ from tests.store.sqlite.conftest import until, writer_of
 from workers_module.clock import Clock
 from workers_module.errors import ConfigurationError
 from workers_module.job.events import Event
-from workers_module.store.base import StepReply
 from workers_module.store.sqlite.store import SqliteStore
+from workers_module.store.values import StepReply
 
 pytestmark = pytest.mark.sqlite
 
 ADD = """
 import asyncio, sys
-from workers_module.store.base import JobSpec
+from workers_module.store.values import JobSpec
 from workers_module.store.sqlite.store import SqliteStore
 
 async def main():

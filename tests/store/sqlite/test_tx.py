@@ -19,8 +19,8 @@ from workers_module.clock import FrozenClock
 from workers_module.errors import ConfigurationError, JobNotFoundError, StoreUnavailableError
 from workers_module.job.record import ParentRef
 from workers_module.job.state import JobState
-from workers_module.store.base import DedupSpec
 from workers_module.store.sqlite.store import SqliteStore
+from workers_module.store.values import DedupSpec
 
 pytestmark = pytest.mark.sqlite
 

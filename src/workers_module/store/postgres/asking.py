@@ -5,18 +5,19 @@ from typing import Any, Final, assert_never
 
 from workers_module.job.outcome import Completed, Failed, Keep, Release, Retry, Snooze, WaitChildren
 from workers_module.job.record import JobRecord
-from workers_module.store.base import (
+from workers_module.store.codec import dump_definition
+from workers_module.store.planning import MAX_LOG_LINES, MAX_MOVED, cut_line
+from workers_module.store.postgres.reading import POLICY_CODES, SHOWN_CODES
+from workers_module.store.schedules import DropSchedule, FireSlot, PutSchedule
+from workers_module.store.values import (
     UNSET,
     Action,
     ByIds,
-    DropSchedule,
     Fail,
-    FireSlot,
     Held,
     JobPatch,
     JobSpec,
     Promote,
-    PutSchedule,
     QueuePatch,
     RateLimit,
     Remove,
@@ -24,9 +25,6 @@ from workers_module.store.base import (
     Selection,
     Settle,
 )
-from workers_module.store.codec import dump_definition
-from workers_module.store.planning import MAX_LOG_LINES, MAX_MOVED, cut_line
-from workers_module.store.postgres.reading import POLICY_CODES, SHOWN_CODES
 
 SEPARATOR: Final = "\x1f"
 """What stands between the tags of a set on the way to the server."""

@@ -66,7 +66,7 @@ class Address:
         prepare: Keep prepared statements; not behind PgBouncer in its statement or transaction mode.
 
     Raises:
-        ConfigurationError: The URL or the name of the schema cannot be used.
+        ConfigurationError: The name of the schema cannot be used.
     """
 
     def __init__(self, url: str, *, schema: str, pool_max: int, prepare: bool) -> None:
@@ -76,20 +76,14 @@ class Address:
             )
         if pool_max < 1:
             raise ConfigurationError(f"pool_max={pool_max}: at least one connection is needed")
-        try:
-            parts = urlsplit(url)
-            port = f":{parts.port}" if parts.port else ""
-        except ValueError as error:
-            raise ConfigurationError(f"store URL: {error}") from None
-        if parts.scheme not in {"postgres", "postgresql"}:
-            raise ConfigurationError("a Postgres URL begins with postgresql://")
+        parts = urlsplit(url)
         self.url = url
         self.schema = schema
         self.pool_max = pool_max
         self._prepare = prepare
         user = f"{parts.username or ''}:***@" if parts.password else f"{parts.username}@" if parts.username else ""
-        host = parts.hostname or dict(parse_qsl(parts.query)).get("host", "")
-        self.place = f"postgresql://{user}{host}{port}{parts.path} (schema {schema})"
+        hosts = parts.netloc.rpartition("@")[2] or dict(parse_qsl(parts.query)).get("host", "")
+        self.place = f"postgresql://{user}{hosts}{parts.path} (schema {schema})"
 
     def options(self, purpose: str) -> dict[str, Any]:
         """Return what `asyncpg.connect` is called with."""

@@ -6,12 +6,15 @@ the id the reader draws when it has found the hole.
 """
 
 import json
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final, Self
 
 from workers_module.errors import ConfigurationError
 from workers_module.job.events import Event, EventBatch, EventType
 from workers_module.store.postgres.asking import SEPARATOR
+from workers_module.store.postgres.calls import FALLBACK, Calls
 from workers_module.store.postgres.connect import Pool
 from workers_module.store.postgres.reading import to_event
 
@@ -146,3 +149,45 @@ def _events(row: Any) -> list[Event]:
             return [to_event("added", id_, first, None), to_event("waiting", id_, None, None)]
         case _:
             return [to_event(kind, id_, first, second)]
+
+
+@asynccontextmanager
+async def following(calls: Calls, queue: str, after: str | None) -> AsyncGenerator[AsyncIterator[EventBatch]]:
+    """Do what `Store.events` says."""
+    reader = EventReader(calls.check(), calls.address.schema, queue)
+    if after is None:
+        await reader.begin()
+    else:
+        reader.cursor = Cursor.read(after)
+    batches = _follow(calls, reader, queue)
+    try:
+        yield batches
+    finally:
+        await batches.aclose()
+
+
+async def _follow(calls: Calls, reader: EventReader, queue: str) -> AsyncGenerator[EventBatch]:
+    with calls.news.listen(queue) as ear:
+        while True:
+            calls.check()
+            batch = await reader.next()
+            if batch is None:
+                await ear.wait(FALLBACK)
+            else:
+                yield batch
+
+
+async def publish(calls: Calls, queue: str, events: Sequence[Event]) -> None:
+    """Do what `Store.publish` says."""
+    if not events:
+        calls.check()
+        return
+    await calls.fetch(
+        calls.sql.publish,
+        queue,
+        [str(event.type) for event in events],
+        [event.job_id for event in events],
+        [json.dumps(dict(event.fields)).encode() for event in events],
+        repeatable=False,
+    )
+    calls.changed(queue, 0)

@@ -6,7 +6,7 @@ from typing import Any, Final
 from workers_module.job.events import Event
 from workers_module.job.record import ChildPolicy, JobRecord, ParentRef, Token
 from workers_module.job.state import JobState
-from workers_module.store.base import Claimed, Held, SettleCode
+from workers_module.store.values import Claimed, Held, SettleCode
 
 POLICIES: Final = (ChildPolicy.FAIL_PARENT, ChildPolicy.CONTINUE_PARENT, ChildPolicy.IGNORE, ChildPolicy.REMOVE)
 POLICY_CODES: Final = {policy: code for code, policy in enumerate(POLICIES)}

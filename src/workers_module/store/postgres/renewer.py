@@ -12,9 +12,9 @@ from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from workers_module.clock import Clock
 from workers_module.errors import StoreError
-from workers_module.store.base import Held, RenewReply
 from workers_module.store.postgres.asking import held_args
 from workers_module.store.postgres.connect import Address, translate
+from workers_module.store.values import Held, RenewReply
 
 RENEW: Final = 'SELECT lost, cancelled FROM "{schema}".renew_1($1, $2, $3, $4, $5, $6)'
 

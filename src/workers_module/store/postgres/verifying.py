@@ -3,8 +3,8 @@
 
 from typing import Final
 
-from workers_module.store.base import Problem
 from workers_module.store.postgres.connect import Pool
+from workers_module.store.values import Problem
 
 _CHECKS: Final = (
     ("I1", "state NOT BETWEEN 1 AND 6", "has an unknown state"),

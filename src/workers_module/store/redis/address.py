@@ -41,8 +41,6 @@ _OURS: Final[tuple[str, ...]] = (
 _TAKEN: Final = ("max_connections", "decode_responses", "retry_on_timeout", "health_check_interval")
 """What redis-py reads in a URL and this store decides by itself."""
 _YES: Final = frozenset({"1", "true", "yes", "on"})
-_NO: Final = frozenset({"0", "false", "no", "off"})
-_MASTER: Final = re.compile(r"/([A-Za-z0-9_.-]+)(/[0-9]+)?/?")
 
 
 class Kind(Enum):
@@ -54,7 +52,6 @@ class Kind(Enum):
     SENTINEL = auto()
 
 
-_BASES: Final = frozenset({"redis", "rediss", "unix"})
 _FORMS: Final = {"": Kind.PLAIN, "cluster": Kind.CLUSTER, "sentinel": Kind.SENTINEL}
 
 
@@ -73,33 +70,20 @@ class Address:
     """Where the servers are, and how connections to them are made.
 
     Args:
-        url: ``redis://``, ``rediss://`` or ``unix://``, with user, password, database number and options as redis-py
-            reads them; ``redis+cluster://`` and ``redis+sentinel://`` (also with ``rediss``) take several hosts.
+        url: What `workers_module.url.check_url` takes for Redis, with user, password, database number and options as
+            redis-py reads them.
 
     Raises:
-        ConfigurationError: The URL cannot be read; the message shows no password.
+        ConfigurationError: A parameter cannot be used; the message shows no password.
     """
 
     def __init__(self, url: str) -> None:
         scheme, _, rest = url.partition("://")
         base, _, form = scheme.lower().partition("+")
-        kind = _FORMS.get(form)
-        if base not in _BASES or kind is None or (form and base == "unix"):
-            raise ConfigurationError(
-                f"store URL: no form {scheme}://; write redis://, rediss:// or unix://, or with several hosts "
-                "redis+cluster://, redis+sentinel:// (rediss+… over TLS)"
-            )
-        self.kind = kind
+        self.kind = _FORMS[form]
         self.scheme = base
         self.encrypted = base == "rediss"
-        try:
-            self._read(scheme, rest)
-        except ValueError:
-            # What could not be read may be a part of the password: it is not shown.
-            raise ConfigurationError(
-                "store URL: its host, port or a parameter cannot be read; write %2F, %3F, %23 and %40 "
-                "for / ? # and @ in user and password"
-            ) from None
+        self._read(scheme, rest)
         self._try_options()
 
     def _read(self, scheme: str, rest: str) -> None:
@@ -116,22 +100,18 @@ class Address:
             path = self._read_master(path)
         first = netloc if self.kind is Kind.PLAIN else f"{who}{at}host"
         plain = f"{self.scheme}://{first}{path}"
-        self._options: dict[str, Any] = dict(parse_url(f"{plain}?{urlencode(given)}" if given else plain))
+        try:
+            self._options: dict[str, Any] = dict(parse_url(f"{plain}?{urlencode(given)}" if given else plain))
+        except ValueError as error:
+            # redis-py names the parameter, and does not show its value.
+            raise ConfigurationError(f"{self.place}: {error} Correct it, or leave it out") from None
         self.seeds = self._read_seeds(hosts, parts.path)
         for name in (*_TAKEN, "connection_class", "host", "port", "path"):
             self._options.pop(name, None)
-        if self.kind is Kind.CLUSTER and self._options.get("db"):
-            raise ConfigurationError(f"{self.place}: a cluster has one database, number 0; leave the number out")
 
     def _read_master(self, path: str) -> str:
-        found = _MASTER.fullmatch(unquote(path))
-        if found is None:
-            raise ConfigurationError(
-                f"{self.place}: a sentinel URL names the master that the sentinels watch: "
-                "redis+sentinel://host:26379/mymaster/0"
-            )
-        self.master = found[1]
-        return found[2] or ""
+        self.master, _, number = unquote(path).strip("/").partition("/")
+        return f"/{number}"
 
     def _read_seeds(self, hosts: str, path: str) -> tuple[Target, ...]:
         if self.kind is Kind.PLAIN:
@@ -142,11 +122,7 @@ class Address:
         seeds: list[Target] = []
         for text in hosts.split(","):
             one = urlsplit(f"//{text}")
-            if not one.hostname:
-                raise ConfigurationError(
-                    f"{self.place}: it names no host; several are separated by commas: host1:7000,host2:7000"
-                )
-            seeds.append(Target(one.hostname, one.port or port))
+            seeds.append(Target(one.hostname or "", one.port or port))
         return tuple(seeds)
 
     def _try_options(self) -> None:
@@ -161,28 +137,12 @@ class Address:
             raise ConfigurationError(f"{self.place}: {error}") from None
 
     def flag(self, name: str, default: bool) -> bool:
-        """Return whether a parameter of our own is set in the URL.
+        """Return whether a parameter of our own is set in the URL."""
+        return self.own[name].lower() in _YES if name in self.own else default
 
-        Raises:
-            ConfigurationError: It is neither true nor false.
-        """
-        text = self.own.get(name, "").lower()
-        if name not in self.own:
-            return default
-        if text not in _YES | _NO:
-            raise ConfigurationError(f"{self.place}: {name}={text!r}; write true or false")
-        return text in _YES
-
-    def number(self, name: str, default: int, least: int) -> int:
-        """Return a parameter of our own that is a number.
-
-        Raises:
-            ConfigurationError: It is none, or too small.
-        """
-        text = self.own.get(name, str(default))
-        if not text.isdecimal() or int(text) < least:
-            raise ConfigurationError(f"{self.place}: {name}={text!r}; write a whole number from {least} up")
-        return int(text)
+    def number(self, name: str, default: int) -> int:
+        """Return a parameter of our own that is a number."""
+        return int(self.own.get(name, default))
 
     def place_of(self, target: Target) -> str:
         """Return how one of the servers is called in messages."""

@@ -4,7 +4,12 @@ from collections.abc import Sequence
 from typing import assert_never
 
 from workers_module.job.outcome import Completed, Failed, Keep, Release, Retry, Snooze, WaitChildren
-from workers_module.store.base import (
+from workers_module.store.planning import cut_line
+from workers_module.store.redis.fields import spec_extras, to_json
+from workers_module.store.redis.keys import Keys
+from workers_module.store.redis.scripts import Argument
+from workers_module.store.schedules import ScheduleDefinition
+from workers_module.store.values import (
     UNSET,
     Action,
     Fail,
@@ -16,13 +21,8 @@ from workers_module.store.base import (
     RateLimit,
     Remove,
     RetryAgain,
-    ScheduleDefinition,
     Settle,
 )
-from workers_module.store.planning import cut_line
-from workers_module.store.redis.fields import spec_extras, to_json
-from workers_module.store.redis.keys import Keys
-from workers_module.store.redis.scripts import Argument
 
 
 def add_args(keys: Keys, specs: Sequence[JobSpec]) -> list[Argument]:

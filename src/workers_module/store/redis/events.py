@@ -4,15 +4,18 @@ A script reads what there is behind the cursor, in one look over all streams; XR
 """
 
 import json
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from typing import Any, Final, cast
 
 import anyio
 from redis import exceptions as raised
 
-from workers_module.errors import ConfigurationError, StoreDeniedError, StoreUnavailableError
+from workers_module.errors import ConfigurationError, StoreDeniedError, StoreOutcomeUnknownError, StoreUnavailableError
 from workers_module.job.events import Event, EventBatch, EventType
+from workers_module.store.redis.calls import Calls
 from workers_module.store.redis.connect import backoff
+from workers_module.store.redis.faults import CutOffError
 from workers_module.store.redis.keys import Keys
 from workers_module.store.redis.scripts import Argument, Command, script
 from workers_module.store.redis.servers import Servers
@@ -22,6 +25,7 @@ AT_ONCE: Final = 1_000
 SLEEP_SECONDS: Final = 10.0
 _SLACK_SECONDS: Final = 5.0
 _READ: Final = script("events-2")
+_PUBLISH: Final = script("publish-2")
 _OWN: Final = "wm:"
 """What the types of events begin with that are only for readers of ours."""
 
@@ -160,3 +164,34 @@ def _is_id(text: object) -> bool:
 
 def _text(raw: bytes) -> str:
     return raw.decode("utf-8", "replace")
+
+
+@asynccontextmanager
+async def following(calls: Calls, queue: str, after: str | None) -> AsyncGenerator[AsyncIterator[EventBatch]]:
+    """Do what `Store.events` says."""
+    follower = Follower(calls.open_servers(), calls.keys, queue, after)
+    await follower.begin()
+    batches = follower.batches()
+    try:
+        yield batches
+    finally:
+        await batches.aclose()
+
+
+async def publish(calls: Calls, queue: str, events: Sequence[Event]) -> None:
+    """Do what `Store.publish` says."""
+    args: list[Argument] = []
+    for event in events:
+        texts = [str(event.type)]
+        if event.job_id is not None:
+            texts += ("jobId", event.job_id)
+        for name, value in event.fields.items():
+            texts += (name, value)
+        args += (len(texts), *texts)
+    calls.open_servers()
+    if not args:
+        return
+    try:
+        await calls.call(_PUBLISH, queue, None, *args)
+    except CutOffError as error:
+        raise StoreOutcomeUnknownError(f"{error}; the events may or may not have been published") from error

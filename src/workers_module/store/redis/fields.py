@@ -12,8 +12,8 @@ from typing import Any, Final, NamedTuple, cast
 
 from workers_module.job.record import ChildPolicy, JobRecord, OnCrash, ParentRef
 from workers_module.job.state import JobState
-from workers_module.store.base import JobSpec
 from workers_module.store.redis.keys import Keys
+from workers_module.store.values import JobSpec
 
 FLAGS: Final = {
     ChildPolicy.FAIL_PARENT: "fpof",

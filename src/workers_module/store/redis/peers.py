@@ -6,12 +6,17 @@ from time import time as unix_seconds
 from typing import Any, Final
 
 from workers_module.errors import ConfigurationError
-from workers_module.store.base import WorkerInfo
-from workers_module.store.redis.address import LIBRARY
+from workers_module.store.redis.address import LIBRARY, Address
 from workers_module.store.redis.connect import Links
-from workers_module.store.redis.keys import Keys
+from workers_module.store.redis.keys import Keys, hash_tag
+from workers_module.store.redis.layout import Layout
 from workers_module.store.redis.servers import Servers
+from workers_module.store.values import Capability, StoreInfo, WorkerInfo
+from workers_module.url import QueueKind
 
+OLDEST: Final = (6, 2)
+"""The oldest server this works with; a clock of the caller's needs `OLDEST_WITH_CLOCK`."""
+OLDEST_WITH_CLOCK: Final = (7, 0)
 _SKEW_SECONDS: Final = 2.0
 """What counts as another time: the second that matters to BullMQ, and one that the answer may take."""
 _LOOKED_AT: Final = 10_000
@@ -59,6 +64,49 @@ class Inspected:
                 "the server's, Node.js peers by their own; have all clocks set by one source."
             )
         yield from map(warning, self.peers)
+
+
+async def look_around(
+    servers: Servers, address: Address, layout: Layout, keys: Keys, *, own_clock: bool, allow_eviction: bool
+) -> StoreInfo:
+    """Ask every server about itself, find out whether they are a cluster, and return what `Store.open` is to tell.
+
+    Raises:
+        ConfigurationError: A server cannot be used.
+    """
+    (first, *others) = await servers.each()
+    found = [await inspect(servers, first, keys.pattern())]
+    if found[0].clustered and not layout.clustered:
+        # Its address is that of one node only: the others are found through it.
+        layout.clustered = True
+        servers.doubt()
+        (first, *others) = await servers.each()
+        found = [await inspect(servers, first, keys.pattern())]
+    found += [await inspect(servers, links, keys.pattern()) for links in others]
+    keys.clustered = layout.clustered
+    oldest = min(found, key=lambda one: one.speaks)
+    if oldest.speaks < OLDEST:
+        raise ConfigurationError(
+            f"{oldest.place} is version {oldest.version}; this needs Redis 6.2, or Valkey, or newer"
+        )
+    if own_clock and oldest.speaks < OLDEST_WITH_CLOCK:
+        raise ConfigurationError(f"{oldest.place} is version {oldest.version}; a clock of your own needs Redis 7.0")
+    warnings: list[str] = []
+    for one in found:
+        warnings += one.warnings(allow_eviction=allow_eviction)
+    if keys.clustered and not hash_tag(keys.head):
+        warnings.append(
+            f"{address.place} is a cluster, and the key prefix has no braces: each queue's name needs them "
+            f"('{{mail}}'), or put the prefix in braces ('{{{keys.prefix}}}')."
+        )
+    warnings += address.warnings()
+    return StoreInfo(
+        kind=QueueKind.REDIS,
+        version=oldest.version,
+        place=f"{address.place} (prefix {keys.prefix})",
+        capabilities=frozenset({Capability.DURABLE, Capability.SHARED, Capability.SERVER}),
+        warnings=tuple(dict.fromkeys(warnings)),
+    )
 
 
 async def inspect(servers: Servers, links: Links, pattern: str) -> Inspected:

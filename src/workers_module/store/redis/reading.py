@@ -4,16 +4,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Final, Literal
 
 from workers_module.job.state import JobState
-from workers_module.store.base import (
-    Added,
-    EditResult,
-    Problem,
-    RenewReply,
-    ScheduleDefinition,
-    ScheduleRecord,
-    Series,
-    SettleCode,
-)
+from workers_module.store.schedules import ScheduleDefinition, ScheduleRecord
+from workers_module.store.values import Added, EditResult, Problem, RenewReply, Series, SettleCode
 
 CODES: Final = (
     SettleCode.OK,

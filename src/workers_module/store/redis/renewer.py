@@ -10,7 +10,6 @@ from redis import exceptions as raised
 
 from workers_module.clock import Clock
 from workers_module.errors import StoreError, StoreUnavailableError
-from workers_module.store.base import Held, RenewReply
 from workers_module.store.redis.address import Address, Target
 from workers_module.store.redis.asking import renew_args
 from workers_module.store.redis.faults import is_elsewhere, translate
@@ -18,6 +17,7 @@ from workers_module.store.redis.keys import Keys
 from workers_module.store.redis.layout import Layout
 from workers_module.store.redis.reading import read_renewal
 from workers_module.store.redis.scripts import Argument, Command, script
+from workers_module.store.values import Held, RenewReply
 
 _RENEW: Final = script("renew-2")
 _HOPS: Final = 5

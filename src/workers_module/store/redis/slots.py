@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from workers_module.errors import ConfigurationError
-from workers_module.store.base import JobSpec
 from workers_module.store.redis.keys import Keys
+from workers_module.store.values import JobSpec
 
 
 @dataclass(slots=True)

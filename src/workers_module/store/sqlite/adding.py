@@ -7,7 +7,6 @@ from typing import Final
 from workers_module.errors import ConfigurationError, JobNotFoundError, StoreCorruptError
 from workers_module.job.record import ParentRef
 from workers_module.job.state import JobState
-from workers_module.store.base import Added, DedupSpec, JobSpec
 from workers_module.store.codec import EventParts, dump_spec, load_spec
 from workers_module.store.planning import check_specs, due_of
 from workers_module.store.sqlite import flows
@@ -36,6 +35,7 @@ from workers_module.store.sqlite.work import (
     Row,
     Work,
 )
+from workers_module.store.values import Added, DedupSpec, JobSpec
 
 _INSERT_JOB: Final = (
     "INSERT INTO wm_job (n, q, state, tagset, priority, seq, due, added, max_attempts, delay, lifo, on_crash, big, "

@@ -7,23 +7,7 @@ from typing import Final, Literal, assert_never
 from workers_module.errors import ConfigurationError, IllegalMoveError, JobNotFoundError
 from workers_module.job.record import JobRecord
 from workers_module.job.state import JobState
-from workers_module.store.base import (
-    UNSET,
-    Action,
-    ByIds,
-    ByState,
-    EditResult,
-    Fail,
-    JobPatch,
-    Promote,
-    QueuePatch,
-    QueueSettings,
-    RateLimit,
-    Remove,
-    RetryAgain,
-    Selection,
-)
-from workers_module.store.planning import MAX_LOG_LINES, MAX_MOVED, cut_line
+from workers_module.store.planning import MAX_LOG_LINES, MAX_MOVED, MOVED_TO, cut_line
 from workers_module.store.sqlite import adding, flows
 from workers_module.store.sqlite.lists import lists_of
 from workers_module.store.sqlite.removing import family_of, is_current, remove_hard, remove_soft
@@ -65,6 +49,22 @@ from workers_module.store.sqlite.work import (
     Row,
     Work,
     trim_events,
+)
+from workers_module.store.values import (
+    UNSET,
+    Action,
+    ByIds,
+    ByState,
+    EditResult,
+    Fail,
+    JobPatch,
+    Promote,
+    QueuePatch,
+    QueueSettings,
+    RateLimit,
+    Remove,
+    RetryAgain,
+    Selection,
 )
 
 # --- patches ----------------------------------------------------------------------------------------------------------
@@ -142,7 +142,6 @@ def _log(head: Head, patch: JobPatch) -> Plan[int]:
 # --- moves ------------------------------------------------------------------------------------------------------------
 
 _ENDED: Final = frozenset({COMPLETED, FAILED})
-_TO: Final[dict[type[Action], str]] = {Remove: "removed", RetryAgain: "waiting", Promote: "waiting", Fail: "failed"}
 
 
 def move(work: Work, name: str, selection: Selection, action: Action) -> Plan[list[str]]:
@@ -188,7 +187,7 @@ def _by_ids(work: Work, name: str, queue: Queue | None, selection: ByIds, action
         if only is None:
             raise JobNotFoundError(name, selection.ids[0])
         if not (yield from _may(work, only, action)):
-            raise IllegalMoveError(only.id, only.shown_state, _TO[type(action)])
+            raise IllegalMoveError(only.id, only.shown_state, MOVED_TO[type(action)])
     return [found[id_] for id_ in dict.fromkeys(selection.ids) if id_ in found][:MAX_MOVED]
 
 
@@ -359,7 +358,7 @@ def obliterate(work: Work, name: str, *, force: bool, limit: int) -> Plan[bool]:
         return True
     if queue.tally[ACTIVE] and not force:
         rows = yield "SELECT id FROM wm_job WHERE q = ? AND state = 3 ORDER BY seq LIMIT 1", (queue.q,)
-        raise IllegalMoveError(rows[0][0], "active", _TO[Remove])
+        raise IllegalMoveError(rows[0][0], "active", MOVED_TO[Remove])
     yield "DELETE FROM wm_schedule WHERE q = ?", (queue.q,)
     left = max(1, limit)
     for state in JobState:

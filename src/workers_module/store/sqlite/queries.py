@@ -8,7 +8,6 @@ from workers_module.errors import StoreCorruptError
 from workers_module.job.events import Event, EventBatch, EventType
 from workers_module.job.record import JobRecord
 from workers_module.job.state import JobState
-from workers_module.store.base import Child, Counts, Metrics, Page, Problem, Series
 from workers_module.store.codec import load_events
 from workers_module.store.sqlite.lists import lists_of
 from workers_module.store.sqlite.rows import RECORD, RECORD_WITHOUT_DATA, STATE_CODES, head_by_id, records
@@ -28,6 +27,7 @@ from workers_module.store.sqlite.work import (
     Work,
     with_ids,
 )
+from workers_module.store.values import Child, Counts, Metrics, Page, Problem, Series
 
 _CHILD_STATES: Final = ("pending", "processed", "failed", "ignored")
 _EVENT_ROWS: Final = 200

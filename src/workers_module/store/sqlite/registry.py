@@ -5,9 +5,9 @@ from dataclasses import replace
 from typing import Final, cast
 
 from workers_module.errors import StoreCorruptError
-from workers_module.store.base import Beat, LockInfo, Order, WorkerInfo, WorkerOrder
 from workers_module.store.codec import dump_worker, load_worker
 from workers_module.store.sqlite.work import Plan, Work
+from workers_module.store.values import Beat, LockInfo, Order, WorkerInfo, WorkerOrder
 
 _FENCE: Final = "fence"
 

@@ -4,13 +4,14 @@
 from collections.abc import Sequence
 from typing import Final, assert_never
 
-from workers_module.store.base import DropSchedule, FireSlot, JobSpec, PutSchedule, ScheduleRecord
 from workers_module.store.codec import dump_definition, load_definition
 from workers_module.store.planning import slot_job_id
+from workers_module.store.schedules import DropSchedule, FireSlot, PutSchedule, ScheduleRecord
 from workers_module.store.sqlite import adding
 from workers_module.store.sqlite.removing import remove_hard, remove_soft
 from workers_module.store.sqlite.rows import head_by_id, heads_by_id
 from workers_module.store.sqlite.work import DELAYED, READY, Plan, Queue, Row, Work, chunks, marks, padded
+from workers_module.store.values import JobSpec
 
 _COLUMNS: Final = "id, slot, count, paused, body"
 

@@ -9,7 +9,6 @@ from typing import Final, assert_never
 from workers_module.job.outcome import Completed, Failed, Keep, Outcome, Release, Retry, Snooze, WaitChildren
 from workers_module.job.record import JobRecord, ParentRef
 from workers_module.job.state import JobState
-from workers_module.store.base import Claimed, Held, RateLimit, RenewReply, Settle, SettleCode, Step, StepReply
 from workers_module.store.planning import earliest, leads_to, rate_of
 from workers_module.store.sqlite import adding, flows
 from workers_module.store.sqlite.rows import (
@@ -60,6 +59,7 @@ from workers_module.store.sqlite.work import (
     padded,
     with_ids,
 )
+from workers_module.store.values import Claimed, Held, RateLimit, RenewReply, Settle, SettleCode, Step, StepReply
 
 # One statement for many rows where it can be: between two rows of `Many`, the writer's thread has to get hold of the
 # interpreter again, which the jobs of the same process keep busy.

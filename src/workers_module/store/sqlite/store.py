@@ -19,42 +19,10 @@ from workers_module.errors import ConfigurationError, StoreUnavailableError
 from workers_module.job.events import Event, EventBatch
 from workers_module.job.record import JobRecord
 from workers_module.job.state import JobState
-from workers_module.store.base import (
-    Action,
-    Added,
-    Beat,
-    Capability,
-    Child,
-    Counts,
-    DropSchedule,
-    EditResult,
-    FireSlot,
-    Held,
-    JobPatch,
-    JobSpec,
-    LockInfo,
-    Metrics,
-    Order,
-    Page,
-    Problem,
-    PutSchedule,
-    QueuePatch,
-    QueueSettings,
-    RenewReply,
-    ScheduleRecord,
-    Selection,
-    Step,
-    StepReply,
-    StoreInfo,
-    StoreKind,
-    Sweep,
-    SweepReply,
-    WorkerInfo,
-    WorkerOrder,
-)
 from workers_module.store.hub import Hub
 from workers_module.store.migrate import MigrateMode, MigrationStatus, SchemaState, read_migrations
 from workers_module.store.planning import check_step
+from workers_module.store.schedules import DropSchedule, FireSlot, PutSchedule, ScheduleRecord
 from workers_module.store.sqlite import adding, changing, queries, registry, schedules, stepping, sweeping
 from workers_module.store.sqlite.checkpoints import Checkpointer
 from workers_module.store.sqlite.connect import Connection, Synchronous
@@ -64,6 +32,35 @@ from workers_module.store.sqlite.gate import Gate
 from workers_module.store.sqlite.schema import PACKAGE, prepare, state_of
 from workers_module.store.sqlite.work import Ledger, Plan, Tagsets, Work
 from workers_module.store.sqlite.writer import Lane, MakePlan, Served
+from workers_module.store.values import (
+    Action,
+    Added,
+    Beat,
+    Capability,
+    Child,
+    Counts,
+    EditResult,
+    Held,
+    JobPatch,
+    JobSpec,
+    LockInfo,
+    Metrics,
+    Order,
+    Page,
+    Problem,
+    QueuePatch,
+    QueueSettings,
+    RenewReply,
+    Selection,
+    Step,
+    StepReply,
+    StoreInfo,
+    Sweep,
+    SweepReply,
+    WorkerInfo,
+    WorkerOrder,
+)
+from workers_module.url import QueueKind
 
 T = TypeVar("T")
 
@@ -162,7 +159,7 @@ class SqliteStore:
         self._reader = lane("reader", mode="read", gate=None, connection=reader)
         self._ticker = ticker
         self._info = StoreInfo(
-            kind=StoreKind.SQLITE,
+            kind=QueueKind.SQLITE,
             version=sqlite3.sqlite_version,
             place=str(self._path),
             capabilities=frozenset(Capability) - {Capability.SERVER},

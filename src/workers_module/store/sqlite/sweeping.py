@@ -3,7 +3,6 @@
 import time
 from typing import Final
 
-from workers_module.store.base import Sweep, SweepReply
 from workers_module.store.planning import CRASHED, MAX_TRIMMED, slot_job_id
 from workers_module.store.sqlite.rows import SELECT_HEADS, Head, head_by_id, head_of
 from workers_module.store.sqlite.stepping import expire, next_due, promote
@@ -19,6 +18,7 @@ from workers_module.store.sqlite.work import (
     Work,
     trim_events,
 )
+from workers_module.store.values import Sweep, SweepReply
 
 _BUDGET: Final = 0.05
 _PIECE: Final = 200

@@ -10,8 +10,8 @@ from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 
 from workers_module.errors import StoreCorruptError
 from workers_module.job.record import ChildPolicy
-from workers_module.store.base import MAX_EVENTS
 from workers_module.store.codec import EventParts, dump_events, dump_tags, load_tags
+from workers_module.store.values import MAX_EVENTS
 
 T = TypeVar("T")
 

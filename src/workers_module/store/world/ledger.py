@@ -8,8 +8,8 @@ from workers_module.errors import ConfigurationError, JobNotFoundError
 from workers_module.job.events import EventType
 from workers_module.job.record import ChildPolicy, ParentRef
 from workers_module.job.state import JobState
-from workers_module.store.base import Added, Child, JobSpec
 from workers_module.store.planning import check_specs, child_failed, due_of
+from workers_module.store.values import Added, Child, JobSpec
 from workers_module.store.world.shelf import FROM_CHILDREN, FROM_DELAYED, Job, Shelf
 from workers_module.store.world.ties import Deps, Key
 

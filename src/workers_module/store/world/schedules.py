@@ -5,7 +5,8 @@ from typing import assert_never
 
 from workers_module.job.events import EventType
 from workers_module.job.state import READY, JobState
-from workers_module.store.base import DropSchedule, FireSlot, JobSpec, PutSchedule, ScheduleRecord
+from workers_module.store.schedules import DropSchedule, FireSlot, PutSchedule, ScheduleRecord
+from workers_module.store.values import JobSpec
 from workers_module.store.world.ledger import Ledger
 from workers_module.store.world.shelf import Shelf
 from workers_module.store.world.ties import Chain

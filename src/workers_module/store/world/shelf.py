@@ -13,8 +13,8 @@ from typing import Final, TypeAlias
 from workers_module.job.events import Event, EventType
 from workers_module.job.record import ChildPolicy, JobRecord, OnCrash, ParentRef, Token
 from workers_module.job.state import JobState
-from workers_module.store.base import MAX_EVENTS, Counts, Held, JobSpec, Problem, RateLimit, Step
 from workers_module.store.planning import rate_of, ready_state, wants
+from workers_module.store.values import MAX_EVENTS, Counts, Held, JobSpec, Problem, RateLimit, Step
 from workers_module.store.world.tally import Tally
 from workers_module.store.world.ties import Chain, Deps, Key
 

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from workers_module.store.base import Series
+from workers_module.store.values import Series
 
 
 class Tally:

@@ -1,8 +1,9 @@
 """What ties jobs to one another: the children of a job, the owner of a key, the slots of a schedule."""
 
 from workers_module.job.record import ParentRef
-from workers_module.store.base import Child, JobSpec, ScheduleDefinition
 from workers_module.store.planning import slot_job_id
+from workers_module.store.schedules import ScheduleDefinition
+from workers_module.store.values import Child, JobSpec
 
 
 class Deps:

@@ -2,13 +2,14 @@
 
 from collections.abc import Iterable, Sequence
 from itertools import chain, islice
-from typing import Final, Literal, assert_never
+from typing import Literal, assert_never
 
 from workers_module.errors import ConfigurationError, IllegalMoveError, JobNotFoundError
 from workers_module.job.events import Event, EventType
 from workers_module.job.record import ChildPolicy, JobRecord, ParentRef
 from workers_module.job.state import READY, JobState
-from workers_module.store.base import (
+from workers_module.store.planning import MAX_LOG_LINES, MAX_MOVED, MOVED_TO, cut_line
+from workers_module.store.values import (
     MAX_EVENTS,
     UNSET,
     Action,
@@ -27,12 +28,9 @@ from workers_module.store.base import (
     RetryAgain,
     Selection,
 )
-from workers_module.store.planning import MAX_LOG_LINES, MAX_MOVED, cut_line
 from workers_module.store.world.ledger import Ledger
 from workers_module.store.world.shelf import FROM_DELAYED, MANUAL, Job, Shelf
 from workers_module.store.world.ties import Deps, Key
-
-_TO: Final[dict[type[Action], str]] = {Remove: "removed", RetryAgain: "waiting", Promote: "waiting", Fail: "failed"}
 
 
 class Upkeep:
@@ -116,7 +114,7 @@ class Upkeep:
             if found[0] is None:
                 raise JobNotFoundError(queue, selection.ids[0])
             if not self._may(found[0], action):
-                raise IllegalMoveError(found[0].id, found[0].state, _TO[type(action)])
+                raise IllegalMoveError(found[0].id, found[0].state, MOVED_TO[type(action)])
         return [job for job in dict.fromkeys(found) if job is not None][:MAX_MOVED]
 
     def _by_state(self, shelf: Shelf, selection: ByState, action: Action) -> list[Job]:
@@ -222,7 +220,7 @@ class Upkeep:
         if shelf is None:
             return True
         if shelf.active and not force:
-            raise IllegalMoveError(next(iter(shelf.active)), JobState.ACTIVE, _TO[Remove])
+            raise IllegalMoveError(next(iter(shelf.active)), JobState.ACTIVE, MOVED_TO[Remove])
         self._ledger.touched[shelf] = None
         shelf.schedules.clear()
         every = chain.from_iterable(shelf.in_order(state) for state in JobState)

@@ -3,9 +3,9 @@
 from functools import partial
 
 from workers_module.clock import Clock, FrozenClock
-from workers_module.store.base import Problem, Step
 from workers_module.store.hub import Hub
 from workers_module.store.planning import MAX_MOVED, earliest
+from workers_module.store.values import Problem, Step
 from workers_module.store.world.ledger import Ledger
 from workers_module.store.world.shelf import Shelf
 

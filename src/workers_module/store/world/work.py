@@ -6,7 +6,16 @@ from typing import Final, assert_never
 from workers_module.job.events import EventType
 from workers_module.job.outcome import Completed, Failed, Keep, Release, Retry, Snooze, WaitChildren
 from workers_module.job.state import JobState
-from workers_module.store.base import (
+from workers_module.store.planning import (
+    CRASHED,
+    MAX_MOVED,
+    MAX_TRIMMED,
+    check_step,
+    earliest,
+    leads_to,
+    rate_of,
+)
+from workers_module.store.values import (
     Claimed,
     Held,
     RenewReply,
@@ -16,15 +25,6 @@ from workers_module.store.base import (
     StepReply,
     Sweep,
     SweepReply,
-)
-from workers_module.store.planning import (
-    CRASHED,
-    MAX_MOVED,
-    MAX_TRIMMED,
-    check_step,
-    earliest,
-    leads_to,
-    rate_of,
 )
 from workers_module.store.world.ledger import Ledger, key_is_free
 from workers_module.store.world.schedules import is_idle
