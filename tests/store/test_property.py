@@ -348,8 +348,11 @@ class Fleet(RuleBasedStateMachine):
     @rule(holds=st.lists(st.tuples(picks, whose), min_size=1, max_size=4), lease_ms=st.sampled_from([100, 5_000]))
     def renew(self, holds: list[tuple[int, str]], lease_ms: int) -> None:
         queue = self.claims[holds[0][0] % len(self.claims)][0]
+        first = {self.held(pick, which, self.stores[0])[1].id: (pick, which) for pick, which in reversed(holds)}
         self.both(
-            lambda store: store.renew(queue, [self.held(pick, which, store)[1] for pick, which in holds], lease_ms)
+            lambda store: store.renew(
+                queue, [self.held(pick, which, store)[1] for pick, which in first.values()], lease_ms
+            )
         )
 
     @rule(

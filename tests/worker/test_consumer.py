@@ -655,7 +655,10 @@ class TestLostLeases:
                     raise
 
         await frozen.add(jobs("a"))
-        async with Desk(frozen, queue_plan(work, concurrency=2), lease_ms=1_000).at_work():
+        desk = Desk(frozen, queue_plan(work, concurrency=2), lease_ms=1_000)
+        fences: list[list[int]] = []
+        desk.consumer._on_hold = lambda: fences.append([held.fence for held in desk.consumer.leased()])
+        async with desk.at_work():
             await until(lambda: ran.times["a"] == 1)
             for _ in range(3):
                 clock.advance(timedelta(seconds=2))
@@ -663,6 +666,8 @@ class TestLostLeases:
             await until(lambda: all_ended(frozen))
         assert ran.times == {"a": 2}
         assert cancelled
+        # Were the older lease renewed beside the newer one, its loss would be taken for that of the newer one.
+        assert fences == [[1], [2]]
 
 
 class TestSuspects:

@@ -156,7 +156,7 @@ class Store(Protocol):
 
         Args:
             queue: The queue.
-            held: The jobs this worker runs, any number, any order.
+            held: The jobs this worker runs, each once, any number, any order.
             lease_ms: How long each lease holds from now.
 
         Source: BullMQ ``extendLocks``.

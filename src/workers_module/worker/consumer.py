@@ -212,11 +212,18 @@ class Consumer:
         self._wake.set()
 
     def leased(self) -> list[Held]:
-        """Return what has a lease to be kept; for the thread that renews, so it only reads copies made in one step."""
-        leased = [item.claimed.held for item in self.held.copy().values()]
-        leased += [claimed.held for claimed in self._arrived.copy()]
-        starting = self._starting
-        return leased if starting is None else [*leased, starting.held]
+        """Return what has a lease to be kept; for the thread that renews, so it only reads copies made in one step.
+
+        A job claimed anew while an older run of it is still here counts once, as it was claimed last.
+        """
+        leased = {id: item.claimed.held for id, item in self.held.copy().items()}
+        waiting, starting = list(self._arrived.copy()), self._starting
+        if starting is not None:
+            waiting.append(starting)
+        for _, held in waiting:
+            if held.id not in leased or leased[held.id].fence < held.fence:
+                leased[held.id] = held
+        return list(leased.values())
 
     def sent_at(self, token: Token) -> float | None:
         """Return when the claim with this token was sent (`time.monotonic`), as far as that is still known."""
