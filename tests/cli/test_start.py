@@ -37,6 +37,7 @@ class TestOneProcess:
             worker.send()
 
             assert worker.end() == 0
+            assert "stopped; no job was running" in worker.said
         assert "MailProcessor" in text
         assert "send, bounce" in text
         assert "nightly" in text
@@ -47,11 +48,12 @@ class TestOneProcess:
     def test_a_job_has_its_grace_and_is_then_handed_back(self, cli: Cli, here: Path) -> None:
         mark = here / "mark"
         id = cli.add("slow", "nap", {"seconds": 600, "mark": str(mark)})
-        with running(here, "start", "-w", "--grace", "100ms", "--no-cron") as worker:
+        with running(here, "start", "-w", "--grace", "100ms", "--no-cron", environment=LOG) as worker:
             begun(worker, mark)
             worker.send()
 
             assert worker.end() == 0
+            assert "stopped; 0 finished, 1 handed back" in worker.said
         job = cli(f"jobs show slow/{id} --json").json
         assert (job["state"], job["attempts_made"], job["crashes"]) == ("waiting", 0, 0)
 
@@ -291,6 +293,7 @@ class TestServer:
             server.send()
 
             assert server.end() == 0
+            assert "stopped; 0 finished, 1 handed back" in server.said
         assert states(cli, "slow") == ["waiting"]
 
     def test_a_second_signal_stops_at_once_with_a_request_under_way(self, cli: Cli, here: Path) -> None:

@@ -6,6 +6,7 @@ with control characters in it.
 
 import json
 import sys
+import time
 import unicodedata
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
@@ -35,6 +36,8 @@ _STATE_STYLES: Final[Mapping[str, str]] = {
     "warn": "yellow",
     "fail": "red",
 }
+PLAIN_EVERY_S: Final = 5.0
+"""How far apart the lines are that tell of progress where there is no terminal."""
 _ROOMY: Final = 120
 _LEAST: Final = 8
 """No column is cut to less."""
@@ -274,21 +277,58 @@ def confirm(question: str, *, yes: bool) -> None:
 
 @contextmanager
 def progress(label: str, total: int | None, *, stays: bool = True) -> Generator[Callable[[int], None]]:
-    """Show on a terminal how far a work on many jobs is; gives what is called with the number done more.
+    """Show how far a work on many jobs is; gives what is called with the number done more. See `phases`."""
+    with phases([label], total, stays=stays) as (advance,):
+        yield advance
+
+
+@contextmanager
+def phases(
+    labels: Sequence[str], total: int | None, *, stays: bool = True
+) -> Generator[tuple[Callable[[int], None], ...]]:
+    """Show how far a work on many jobs is that goes over them several times.
+
+    On a terminal a bar for each phase; elsewhere a plain line now and then, so that short works say nothing.
 
     Args:
-        label: What is done.
+        labels: What is done in each phase.
         total: To how many; None where that is not known.
         stays: Whether it is still seen when the work is done.
+
+    Yields:
+        For each phase what is called with the number done more.
     """
     err = messages()
-    if options().quiet or options().json or not err.is_terminal:
-        yield lambda _: None
+    if options().quiet or options().json:
+        yield tuple(_untold for _ in labels)
+        return
+    if not err.is_terminal:
+        yield tuple(_PlainProgress(label, total).advance for label in labels)
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=err, transient=not stays) as bar:
-        task = bar.add_task(label, total=total)
-        yield partial(bar.advance, task)
+        yield tuple(partial(bar.advance, bar.add_task(label, total=total)) for label in labels)
+
+
+def _untold(_: int) -> None:
+    """Take note of nothing."""
+
+
+class _PlainProgress:
+    """Says how far a work is, at most every `PLAIN_EVERY_S`."""
+
+    def __init__(self, label: str, total: int | None) -> None:
+        self._label = label
+        self._of = "" if total is None else f"/{total:,}"
+        self._done = 0
+        self._said = time.monotonic()
+
+    def advance(self, count: int) -> None:
+        self._done += count
+        now = time.monotonic()
+        if count and now - self._said >= PLAIN_EVERY_S:
+            self._said = now
+            say(f"{self._label} {self._done:,}{self._of}")
 
 
 # --- times -----------------------------------------------------------------------------------------------------------

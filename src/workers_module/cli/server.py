@@ -31,6 +31,10 @@ class _Server(uvicorn.Server):
         self._loop = asyncio.get_running_loop()
         self._patience = anyio.CancelScope()
 
+    def tell_end(self) -> None:
+        """Log what became of the jobs that ran when it was told to stop."""
+        self._stop.tell_end()
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Stop in good order; at the second signal wait for no connection."""
         self._stop.obey(sig, frame)
@@ -82,6 +86,7 @@ async def serve(wish: Wish) -> int:
     except SystemExit:
         # uvicorn's way to say that it could not start; the reason is in the log.
         return ExitCode.FAILED
+    server.tell_end()
     return ExitCode.DONE if server.started else ExitCode.FAILED
 
 
