@@ -82,7 +82,18 @@ def test_of_jobs_put_into_the_store(ended: Cli, here: Path, terminal: None) -> N
     ended.ok("jobs dump --folder backup --queue mail")
     ended.ok("queues obliterate mail --yes")
 
-    assert "8/" in ended("jobs import --file backup/mail.json").err
+    assert "8/8" in ended("jobs import --file backup/mail.json").err
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["jobs import --file nothing.json", "jobs dump --folder ../away", "jobs purge --max-age 0s --dump ../a.json --yes"],
+)
+def test_of_work_that_is_refused_is_not_shown(ended: Cli, terminal: None, line: str) -> None:
+    done = ended(line)
+
+    assert done.code != 0
+    assert "━" not in done.err
 
 
 def test_of_promoted_and_cancelled_jobs(cli: Cli, terminal: None) -> None:

@@ -116,6 +116,11 @@ def test_no_is_the_answer_that_changes_nothing(ended: Cli, here: Path) -> None:
 
 
 def test_ctrl_c_ends_what_watches_with_130(ended: Cli, here: Path) -> None:
-    code, said = on_terminal(here, "stats", "--watch", "50ms", answer=("MailProcessor", "\x03"))
+    code, said = on_terminal(here, "stats", "--watch", "50ms", answer=("NightTasks", "\x03"))
 
     assert code == 130, said
+    assert "interrupted" in said
+    assert "error" not in said
+    # What Ctrl-C writes, ^C, must fit behind the last line, or the table moves.
+    lines = [ESCAPES.sub("", line) for line in re.split(r"[\r\n]+", said.partition("^C")[0])]
+    assert max(map(cell_len, lines)) <= 78

@@ -13,7 +13,7 @@ from workers_module.client.admin import BulkAction
 from workers_module.client.search import find_jobs
 from workers_module.job.state import JobState
 
-Ids = Annotated[list[str] | None, typer.Argument(metavar="[ID...]", help="The jobs; or say which with the options.")]
+Ids = Annotated[list[str] | None, typer.Argument(metavar="ID", help="The jobs; or say which with the options.")]
 Names = Annotated[list[str] | None, typer.Option("--name", help="Jobs of this name; repeatable.")]
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="At most so many.")]
 

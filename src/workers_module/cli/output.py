@@ -17,7 +17,7 @@ from typing import Any, Final, Literal, NamedTuple
 from rich.box import SIMPLE_HEAD
 from rich.cells import cell_len
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -306,8 +306,22 @@ def phases(
         yield tuple(_PlainProgress(label, total).advance for label in labels)
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=err, transient=not stays) as bar:
-        yield tuple(partial(bar.advance, bar.add_task(label, total=total)) for label in labels)
+    bars = Progress(*columns, console=err, transient=not stays)
+    tasks = [bars.add_task(label, total=total) for label in labels]
+
+    def advance(task: TaskID, count: int) -> None:
+        # Not before: work that is refused at once has no progress.
+        bars.start()
+        bars.advance(task, count)
+
+    try:
+        yield tuple(partial(advance, task) for task in tasks)
+        if total is None:
+            for task in bars.tasks:
+                task.total = task.completed
+    finally:
+        if bars.live.is_started:
+            bars.stop()
 
 
 def _untold(_: int) -> None:
