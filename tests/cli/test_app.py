@@ -146,6 +146,32 @@ class TestErrors:
 
 
 class TestTarget:
+    @pytest.mark.parametrize(
+        ("file", "text", "line", "source"),
+        [
+            ("pyproject.toml", '[tool.workers]\napp = "tests.cli.shop:make_container"\n', "", "pyproject.toml"),
+            (
+                "workers.toml",
+                'app = "tests.cli.shop:make_container"\n',
+                "",
+                "WORKERS_APP (app in workers.toml)",
+            ),
+            ("notes.txt", "", "--app tests.cli.shop:make_container", "--app"),
+        ],
+    )
+    def test_is_told_with_its_source(
+        self, bare: Cli, here: Path, monkeypatch: pytest.MonkeyPatch, file: str, text: str, line: str, source: str
+    ) -> None:
+        monkeypatch.syspath_prepend(str(Path(__file__).parents[2]))
+        (here / file).write_text(text)
+
+        found = {one["variable"]: one for one in bare(f"config show --changed --json {line}").json}
+
+        assert (found["WORKERS_APP"]["value"], found["WORKERS_APP"]["source"]) == (
+            "tests.cli.shop:make_container",
+            source,
+        )
+
     def test_may_stand_in_the_project_file(self, url: str, bare: Cli, here: Path) -> None:
         (here / "pyproject.toml").write_text('[tool.workers]\napp = "tests.cli.shop:make_container"\n')
 
