@@ -221,6 +221,7 @@ class TestSupervisor:
         assert first != second
         assert not alive(second)
         assert "stopping 2 processes" in supervisor.said
+        assert f"pid {second} stopped; 0 finished, 1 handed back" in supervisor.said
 
     def test_what_cannot_start_is_not_tried_again(self, cli: Cli, here: Path) -> None:
         with running(here, "start", "-w", "--processes", "2", "--only", "nobody") as supervisor:
@@ -335,6 +336,27 @@ class TestServer:
 
         assert done.code == code, done.err
         assert says in done.err
+
+    def test_a_port_in_use_is_told_before_a_job_is_taken(self, cli: Cli) -> None:
+        cli.add("mail", "send", {"to": "ann"})
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            port = taken.getsockname()[1]
+            done = cli(f"start --all tests.cli.shop_site:create_app --port {port}")
+
+        assert done.code == 3
+        assert f"cannot listen on 127.0.0.1:{port}: Address already in use; choose another" in done.err
+        assert states(cli, "mail") == ["waiting"]
+
+    def test_an_application_that_does_not_start_is_a_line_and_a_code(self, cli: Cli, here: Path) -> None:
+        (here / "sick.py").write_text(
+            "from contextlib import asynccontextmanager\nfrom starlette.applications import Starlette\n"
+            "@asynccontextmanager\nasync def lifespan(app):\n    raise RuntimeError('no database')\n    yield\n"
+            "app = Starlette(lifespan=lifespan)\n"
+        )
+        with running(here, "start", "--all", "sick:app", "--port", "0", environment=LOG) as server:
+            assert server.end() == 1
+        assert "no database" in server.said
+        assert "ExceptionGroup" not in server.said
 
     def test_tags_of_the_environment_do_not_go_with_it(self, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("WORKERS_TAGS", "gpu")

@@ -13,7 +13,7 @@ import anyio
 
 from workers_module.cli.ending import end_within
 from workers_module.cli.failures import ExitCode
-from workers_module.cli.supervisor import SUPERVISOR
+from workers_module.cli.supervisor import PROCESS, SUPERVISOR
 from workers_module.clock import span_ms
 from workers_module.settings import WorkersSettings
 from workers_module.worker.leaving import StopCounts
@@ -72,11 +72,13 @@ class Stop:
     def tell_end(self) -> None:
         """Log what became of the jobs that ran when the stop was asked for."""
         counts = sum((runtime.left for runtime in self._runtimes), StopCounts())
+        # Of several processes on one terminal each has its own line.
+        who = f"pid {os.getpid()} stopped" if PROCESS in os.environ else "stopped"
         if not any(counts):
-            _log.info("stopped; no job was running")
+            _log.info("%s; no job was running", who)
             return
         lost = f", {counts.lost} lost: they run again when their leases lapse" if counts.lost else ""
-        _log.info("stopped; %d finished, %d handed back%s", counts.finished, counts.handed_back, lost)
+        _log.info("%s; %d finished, %d handed back%s", who, counts.finished, counts.handed_back, lost)
 
     @contextmanager
     def obeying(self, obey: Callable[[int, FrameType | None], None] | None = None) -> Generator[None]:
