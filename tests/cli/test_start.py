@@ -90,16 +90,17 @@ class TestOneProcess:
         # Its lease lapses, and then another worker takes it.
         assert cli(f"jobs show slow/{id} --json").json["state"] == "active"
 
-    @pytest.mark.parametrize("name", ["stubborn", "block"])
-    def test_a_handler_that_does_not_end_keeps_no_process(self, cli: Cli, here: Path, name: str) -> None:
-        mark = here / "mark"
-        cli.add("slow", name, {"seconds": 600, "mark": str(mark)})
+    def test_handlers_that_do_not_end_keep_no_process(self, cli: Cli, here: Path) -> None:
+        marks = {name: here / name for name in ("stubborn", "block")}
+        for name, mark in marks.items():
+            cli.add("slow", name, {"seconds": 600, "mark": str(mark)})
         with running(here, "start", "-w", "--grace", "100ms", environment={"WORKERS_KILL_AFTER": "200ms"}) as worker:
-            begun(worker, mark)
+            for mark in marks.values():
+                begun(worker, mark)
             worker.send()
 
             assert worker.end() == 0
-        assert states(cli, "slow") == ["waiting"]
+        assert states(cli, "slow") == ["waiting", "waiting"]
 
     def test_runs_on_uvloop(self, cli: Cli, here: Path) -> None:
         pytest.importorskip("uvloop")
@@ -283,19 +284,20 @@ class TestServer:
             server.send()
             assert server.end() == 0
 
-    @pytest.mark.parametrize("name", ["nap", "stubborn", "block"])
     @pytest.mark.parametrize("option", ["--all", "--server-and-worker"])
-    def test_jobs_are_handed_back_and_keep_no_process(self, cli: Cli, here: Path, option: str, name: str) -> None:
-        mark = here / "mark"
-        cli.add("slow", name, {"seconds": 600, "mark": str(mark)})
+    def test_jobs_are_handed_back_and_keep_no_process(self, cli: Cli, here: Path, option: str) -> None:
+        marks = {name: here / name for name in ("nap", "stubborn", "block")}
+        for name, mark in marks.items():
+            cli.add("slow", name, {"seconds": 600, "mark": str(mark)})
         options = ("start", option, "tests.cli.shop_site:create_app", "--port", "0", "--grace", "100ms")
         with running(here, *options, environment={"WORKERS_KILL_AFTER": "200ms"}) as server:
-            begun(server, mark)
+            for mark in marks.values():
+                begun(server, mark)
             server.send()
 
             assert server.end() == 0
-            assert "stopped; 0 finished, 1 handed back" in server.said
-        assert states(cli, "slow") == ["waiting"]
+            assert "stopped; 0 finished, 3 handed back" in server.said
+        assert states(cli, "slow") == ["waiting"] * 3
 
     def test_a_second_signal_stops_at_once_with_a_request_under_way(self, cli: Cli, here: Path) -> None:
         mark = here / "mark"

@@ -30,7 +30,8 @@ from workers_module.worker.handler import Listener
 from workers_module.worker.health import Health, serving
 from workers_module.worker.runtime import Workers
 
-_LOOK_S: Final = 0.5
+LOOK_S: Final = 0.5
+"""How often ``--drain`` looks whether something is left to do."""
 _RUNS: Final[tuple[WorkerEventName, ...]] = ("completed", "failed")
 
 
@@ -183,7 +184,7 @@ async def _drain(session: Session, workers: Workers, stop: Stop) -> None:
     }
     # Other processes may work on these queues, and nothing tells of the end of all that is ready.
     while any([await _has_work(session, queue) for queue in queues]):  # noqa: ASYNC110
-        await anyio.sleep(_LOOK_S)
+        await anyio.sleep(LOOK_S)
     stop.ask()
 
 
