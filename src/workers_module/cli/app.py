@@ -5,7 +5,7 @@ import inspect
 import logging
 import sys
 import traceback
-from collections.abc import Callable, Coroutine, Mapping, MutableMapping
+from collections.abc import Callable, Coroutine, Mapping
 from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
@@ -90,6 +90,7 @@ class Face(typer.Typer):
             pretty_exceptions_enable=False,
         )
         self._single = single
+        self._group: Any = None
 
     def command(self, name: str | None = None, **settings: Any) -> Callable[[CommandT], CommandT]:
         """Register a command, sync or async."""
@@ -105,11 +106,11 @@ class Face(typer.Typer):
 
     def compiled(self, name: str) -> Any:
         """Return the group, or its one command of this name."""
-        group = typer.main.get_group(self)
-        commands: MutableMapping[str, Any] = group.commands
-        for command in commands.values():
-            _name_values(command)
-        return commands[name] if self._single else group
+        if self._group is None:
+            self._group = typer.main.get_group(self)
+            for command in self._group.commands.values():
+                _name_values(command)
+        return self._group.commands[name] if self._single else self._group
 
 
 def _name_values(command: Any) -> None:
