@@ -126,6 +126,13 @@ def test_ctrl_c_ends_what_watches_with_130(ended: Cli, here: Path) -> None:
     assert max(map(cell_len, lines)) <= 78
 
 
+def test_what_watches_on_a_narrow_terminal_has_blocks(ended: Cli, here: Path) -> None:
+    code, said = on_terminal(here, "stats", "--watch", "50ms", columns=50, answer=("render", "\x03"))
+
+    assert code == 130, said
+    assert "name  MailProcessor" in ESCAPES.sub("", said)
+
+
 def test_what_doctor_finds_is_broken_between_words(ended: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "44")

@@ -8,7 +8,7 @@ import json
 import sys
 import time
 import unicodedata
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -16,7 +16,7 @@ from typing import Any, Final, Literal, NamedTuple
 
 from rich.box import SIMPLE_HEAD
 from rich.cells import cell_len
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
@@ -160,11 +160,11 @@ def table(columns: Sequence[Column | str], rows: Iterable[Sequence[object]], *, 
         _print_plain(heads, cells)
 
 
-def fitting(columns: Sequence[Column | str], rows: Iterable[Sequence[object]], width: int) -> Table | None:
-    """Return a table of at most this width, or None where there is none."""
+def fitting(columns: Sequence[Column | str], rows: Iterable[Sequence[object]], width: int) -> RenderableType:
+    """Return a table of at most this width, or a block a row where there is none."""
     heads = [Column(one) if isinstance(one, str) else one for one in columns]
     cells = [[_cell(one) for one in row] for row in rows]
-    return _table(heads, cells, width)
+    return _table(heads, cells, width) or Group(*_blocks(heads, cells))
 
 
 def _cell(value: object) -> str:
@@ -193,15 +193,19 @@ def _print_fitting(out: Console, heads: Sequence[Column], cells: Sequence[Sequen
     if made is not None:
         out.print(made)
         return
+    for line in _blocks(heads, cells):
+        out.print(line, soft_wrap=True)
+
+
+def _blocks(heads: Sequence[Column], cells: Sequence[Sequence[str]]) -> Iterator[Text]:
     label = max(len(head.title) for head in heads)
     for row in cells:
         # Who has a narrow terminal has no room for what is not there.
         is_said = [text not in {"-", "0"} for text in row]
         for head, text, said in zip(heads, row, is_said, strict=True):
-            if not said and any(is_said):
-                continue
-            out.print(Text(f"{head.title:>{label}}  ", style="dim") + _styled(text), soft_wrap=True)
-        out.print()
+            if said or not any(is_said):
+                yield Text(f"{head.title:>{label}}  ", style="dim") + _styled(text)
+        yield Text()
 
 
 def _table(heads: Sequence[Column], cells: Sequence[Sequence[str]], width: int) -> Table | None:

@@ -104,5 +104,5 @@ async def _watch(session: Session, every: float, *, wide: bool) -> None:
             found = await rows(session)
             # The ^C that ends it is written behind the table, and must not break its last line.
             made = fitting(heads(names), cells(found, names), out.width - 2)
-            live.update(made or "the terminal is too narrow for this table", refresh=True)
+            live.update(made, refresh=True)
             await anyio.sleep(every)
