@@ -781,7 +781,7 @@ ROWS: Final[dict[int, Row]] = {
         f"{KIT}::TestDrain::test_runs_what_is_due_in_order_and_counts_it",
     ),
     178: row("tests/workers", f"{LOCO}::TestGenerate::test_a_worker_its_place_and_its_test"),
-    179: row("the generated test passes", f"{CLI_GENERATE}::test_the_test_passes_as_generated"),
+    179: row("the generated test passes", f"{CLI_GENERATE}::test_the_tests_pass_as_generated"),
     180: row(
         "each test boots the application for itself, and tests may run side by side",
         f"{KIT}::TestServers::test_two_tests_at_once_do_not_see_each_other",

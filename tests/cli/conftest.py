@@ -15,6 +15,7 @@ import pytest
 from typer.testing import CliRunner
 
 from tests.servers import empty_schema, shared_redis
+from workers_module.cli import process
 from workers_module.cli.app import app
 from workers_module.job.record import Token
 from workers_module.store.open import open_store
@@ -114,6 +115,12 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     yield tmp_path
     root.setLevel(level)
     root.handlers[:] = handlers
+
+
+@pytest.fixture(autouse=True)
+def look_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let ``--drain`` find out soon that nothing is left."""
+    monkeypatch.setattr(process, "LOOK_S", 0.02)
 
 
 @pytest.fixture

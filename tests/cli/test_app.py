@@ -31,6 +31,12 @@ class TestHelp:
     def test_each_command_has_some(self, bare: Cli, name: str) -> None:
         assert "Usage: " in bare.ok(f"{name} -h")
 
+    @pytest.mark.parametrize("line", ["start", "jobs list", "queues clean", "cron next", "jobs purge"])
+    def test_calls_values_by_words_and_not_by_types(self, bare: Cli, line: str) -> None:
+        options = [part for part in bare.ok(f"{line} -h").split() if part.startswith("<")]
+
+        assert not options
+
     def test_version(self, bare: Cli) -> None:
         assert bare.ok("-V") == f"workers_module {__version__}\n"
 
@@ -57,6 +63,9 @@ class TestOptionsOfEveryCommand:
             ("jobs list --url sqlite:///a.db --limit 3", "--url sqlite:///a.db jobs list --limit 3"),
             ("start -w -e production", "-e production start --worker="),
             ("start --worker gpu,cpu --only a", "start --worker=gpu,cpu --only a"),
+            ("stats --watch", "stats --watch=2s"),
+            ("stats --watch --wide", "stats --watch=2s --wide"),
+            ("stats --watch 1s", "stats --watch=1s"),
             ("start --worker=gpu --app=a:b", "--app=a:b start --worker=gpu"),
             ("jobs add a b -- --json", "jobs add a b -- --json"),
             ("stats --url", "--url stats"),
@@ -87,8 +96,10 @@ class TestErrors:
         ("line", "code", "says"),
         [
             ("", 2, "Usage"),
-            ("jibs", 2, "jibs"),
-            ("jobs liszt", 2, "liszt"),
+            ("jibs", 2, "Did you mean 'jobs'?"),
+            ("strat", 2, "Did you mean 'stats' or 'start'?"),
+            ("xyz", 2, "There are: start, run"),
+            ("jobs liszt", 2, "Did you mean 'list'?"),
             ("jobs list --colour", 2, "--colour"),
             ("jobs list", 3, "set QUEUE_URL, or pass --url"),
             ("stats", 3, "set QUEUE_URL, or pass --url"),
@@ -135,6 +146,32 @@ class TestErrors:
 
 
 class TestTarget:
+    @pytest.mark.parametrize(
+        ("file", "text", "line", "source"),
+        [
+            ("pyproject.toml", '[tool.workers]\napp = "tests.cli.shop:make_container"\n', "", "pyproject.toml"),
+            (
+                "workers.toml",
+                'app = "tests.cli.shop:make_container"\n',
+                "",
+                "WORKERS_APP (app in workers.toml)",
+            ),
+            ("notes.txt", "", "--app tests.cli.shop:make_container", "--app"),
+        ],
+    )
+    def test_is_told_with_its_source(
+        self, bare: Cli, here: Path, monkeypatch: pytest.MonkeyPatch, file: str, text: str, line: str, source: str
+    ) -> None:
+        monkeypatch.syspath_prepend(str(Path(__file__).parents[2]))
+        (here / file).write_text(text)
+
+        found = {one["variable"]: one for one in bare(f"config show --changed --json {line}").json}
+
+        assert (found["WORKERS_APP"]["value"], found["WORKERS_APP"]["source"]) == (
+            "tests.cli.shop:make_container",
+            source,
+        )
+
     def test_may_stand_in_the_project_file(self, url: str, bare: Cli, here: Path) -> None:
         (here / "pyproject.toml").write_text('[tool.workers]\napp = "tests.cli.shop:make_container"\n')
 

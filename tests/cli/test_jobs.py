@@ -55,6 +55,25 @@ class TestAdd:
         assert says in done.err
         assert cli("jobs list --json").json == []
 
+    @pytest.mark.parametrize(
+        ("line", "doubt"),
+        [
+            ("jobs add mial send 5", "mial is a new queue; did you mean 'mail'?"),
+            ("jobs add mail sent 5", "no handler for 'sent' in mail; did you mean 'send'?"),
+            ("jobs add mail parcel 5", "no handler for 'parcel' in mail; it has: send, bounce"),
+        ],
+    )
+    @pytest.mark.parametrize("option", ["", "--dry-run"])
+    def test_what_looks_mistyped_is_noted(self, cli: Cli, line: str, doubt: str, option: str) -> None:
+        done = cli(f"{line} {option}")
+
+        assert done.code == 0, done.err
+        assert doubt in done.err
+
+    def test_what_the_application_knows_is_not(self, cli: Cli) -> None:
+        assert cli("""jobs add mail send '{"to": "ann"}'""").err == ""
+        assert cli("jobs add parcels send 5").err == ""
+
     def test_dry_run_checks_alone(self, cli: Cli) -> None:
         assert "could be added" in cli.ok("""jobs add mail send '{"to": "ann"}' --dry-run""")
         assert cli("jobs add mail send 5 --dry-run").code == 2

@@ -1,8 +1,11 @@
 """The other nouns: queues, stats, cron, workers, locks, check, doctor, config, migrations, shell."""
 
 import json
+import os
 import re
 import sqlite3
+import subprocess
+import sys
 from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,7 +14,7 @@ from zoneinfo import ZoneInfo
 import anyio
 import pytest
 
-from tests.cli.conftest import Cli, work
+from tests.cli.conftest import HERE, Cli, work
 from tests.cli.processes import running
 from workers_module.cli.cron import note_of
 from workers_module.cli.session import complete_queue, complete_schedule, complete_worker
@@ -362,6 +365,19 @@ class TestCompletion:
         assert complete_queue("ma") == ["mail"]
         assert complete_schedule("n") == ["nightly"]
         assert complete_worker("mail,sl") == ["mail,slow"]
+
+    def test_as_a_shell_asks_for_it(self, ended: Cli, here: Path) -> None:
+        asked = {"COMP_WORDS": "workers cron run ni", "COMP_CWORD": "3", "_WORKERS_COMPLETE": "complete_bash"}
+
+        done = subprocess.run(
+            [sys.executable, "-m", "workers_module"],
+            env={**os.environ, **asked, "PYTHONPATH": str(HERE)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+        assert done.stdout.split() == ["nightly"], done.stderr
 
     def test_of_nothing_where_nothing_can_be_asked(self, bare: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("WORKERS_APP", "nowhere:app")

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import anyio
 import pytest
+from rich.console import Group
+from rich.table import Table
 
 from tests.cli.conftest import Cli
 from workers_module.cli.output import Column, clean, fitting, span, when
@@ -104,8 +106,13 @@ class TestTables:
     def test_are_never_wider_than_the_terminal(self, width: int) -> None:
         made = fitting([Column("name", shrinks=True), "queue", Column("active", right=True)], self.ROWS, width)
 
-        assert made is not None
+        assert isinstance(made, Table)
         assert sum(column.width or 0 for column in made.columns) + len(made.columns) - 1 <= width
 
-    def test_are_none_where_nothing_fits(self) -> None:
-        assert fitting(["name", "queue", "active"], self.ROWS, 20) is None
+    def test_are_blocks_where_nothing_fits(self) -> None:
+        made = fitting(["name", "queue", "active"], self.ROWS, 20)
+
+        assert isinstance(made, Group)
+        assert [str(line) for line in made.renderables][:4] == [
+            *("  name  ReportProcessor", " queue  reports", "active  12", ""),
+        ]

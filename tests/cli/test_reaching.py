@@ -27,14 +27,20 @@ def server_of(kind: str) -> Generator[tuple[Server, str]]:
             yield postgres, postgres.url
 
 
-@pytest.fixture(params=KINDS)
-def server(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+@pytest.fixture(scope="module", params=KINDS)
+def own_server(request: pytest.FixtureRequest) -> Iterator[tuple[Server, str]]:
+    """Run a server for the tests of this module, one after the other."""
+    with server_of(request.param) as pair:
+        yield pair
+
+
+@pytest.fixture
+def server(own_server: tuple[Server, str], monkeypatch: pytest.MonkeyPatch) -> Server:
     """Return a server that is away, and which the commands know of."""
-    kind: str = request.param
-    with server_of(kind) as (server, url):
-        monkeypatch.setenv("QUEUE_URL", url)
-        server.kill()
-        yield server
+    server, url = own_server
+    monkeypatch.setenv("QUEUE_URL", url)
+    server.kill()
+    return server
 
 
 @pytest.fixture

@@ -37,6 +37,7 @@ class TestOneProcess:
             worker.send()
 
             assert worker.end() == 0
+            assert "stopped; no job was running" in worker.said
         assert "MailProcessor" in text
         assert "send, bounce" in text
         assert "nightly" in text
@@ -47,11 +48,12 @@ class TestOneProcess:
     def test_a_job_has_its_grace_and_is_then_handed_back(self, cli: Cli, here: Path) -> None:
         mark = here / "mark"
         id = cli.add("slow", "nap", {"seconds": 600, "mark": str(mark)})
-        with running(here, "start", "-w", "--grace", "100ms", "--no-cron") as worker:
+        with running(here, "start", "-w", "--grace", "100ms", "--no-cron", environment=LOG) as worker:
             begun(worker, mark)
             worker.send()
 
             assert worker.end() == 0
+            assert "stopped; 0 finished, 1 handed back" in worker.said
         job = cli(f"jobs show slow/{id} --json").json
         assert (job["state"], job["attempts_made"], job["crashes"]) == ("waiting", 0, 0)
 
@@ -88,16 +90,17 @@ class TestOneProcess:
         # Its lease lapses, and then another worker takes it.
         assert cli(f"jobs show slow/{id} --json").json["state"] == "active"
 
-    @pytest.mark.parametrize("name", ["stubborn", "block"])
-    def test_a_handler_that_does_not_end_keeps_no_process(self, cli: Cli, here: Path, name: str) -> None:
-        mark = here / "mark"
-        cli.add("slow", name, {"seconds": 600, "mark": str(mark)})
+    def test_handlers_that_do_not_end_keep_no_process(self, cli: Cli, here: Path) -> None:
+        marks = {name: here / name for name in ("stubborn", "block")}
+        for name, mark in marks.items():
+            cli.add("slow", name, {"seconds": 600, "mark": str(mark)})
         with running(here, "start", "-w", "--grace", "100ms", environment={"WORKERS_KILL_AFTER": "200ms"}) as worker:
-            begun(worker, mark)
+            for mark in marks.values():
+                begun(worker, mark)
             worker.send()
 
             assert worker.end() == 0
-        assert states(cli, "slow") == ["waiting"]
+        assert states(cli, "slow") == ["waiting", "waiting"]
 
     def test_runs_on_uvloop(self, cli: Cli, here: Path) -> None:
         pytest.importorskip("uvloop")
@@ -219,6 +222,7 @@ class TestSupervisor:
         assert first != second
         assert not alive(second)
         assert "stopping 2 processes" in supervisor.said
+        assert f"pid {second} stopped; 0 finished, 1 handed back" in supervisor.said
 
     def test_what_cannot_start_is_not_tried_again(self, cli: Cli, here: Path) -> None:
         with running(here, "start", "-w", "--processes", "2", "--only", "nobody") as supervisor:
@@ -280,18 +284,20 @@ class TestServer:
             server.send()
             assert server.end() == 0
 
-    @pytest.mark.parametrize("name", ["nap", "stubborn", "block"])
     @pytest.mark.parametrize("option", ["--all", "--server-and-worker"])
-    def test_jobs_are_handed_back_and_keep_no_process(self, cli: Cli, here: Path, option: str, name: str) -> None:
-        mark = here / "mark"
-        cli.add("slow", name, {"seconds": 600, "mark": str(mark)})
+    def test_jobs_are_handed_back_and_keep_no_process(self, cli: Cli, here: Path, option: str) -> None:
+        marks = {name: here / name for name in ("nap", "stubborn", "block")}
+        for name, mark in marks.items():
+            cli.add("slow", name, {"seconds": 600, "mark": str(mark)})
         options = ("start", option, "tests.cli.shop_site:create_app", "--port", "0", "--grace", "100ms")
         with running(here, *options, environment={"WORKERS_KILL_AFTER": "200ms"}) as server:
-            begun(server, mark)
+            for mark in marks.values():
+                begun(server, mark)
             server.send()
 
             assert server.end() == 0
-        assert states(cli, "slow") == ["waiting"]
+            assert "stopped; 0 finished, 3 handed back" in server.said
+        assert states(cli, "slow") == ["waiting"] * 3
 
     def test_a_second_signal_stops_at_once_with_a_request_under_way(self, cli: Cli, here: Path) -> None:
         mark = here / "mark"
@@ -332,6 +338,27 @@ class TestServer:
 
         assert done.code == code, done.err
         assert says in done.err
+
+    def test_a_port_in_use_is_told_before_a_job_is_taken(self, cli: Cli) -> None:
+        cli.add("mail", "send", {"to": "ann"})
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            port = taken.getsockname()[1]
+            done = cli(f"start --all tests.cli.shop_site:create_app --port {port}")
+
+        assert done.code == 3
+        assert f"cannot listen on 127.0.0.1:{port}: Address already in use; choose another" in done.err
+        assert states(cli, "mail") == ["waiting"]
+
+    def test_an_application_that_does_not_start_is_a_line_and_a_code(self, cli: Cli, here: Path) -> None:
+        (here / "sick.py").write_text(
+            "from contextlib import asynccontextmanager\nfrom starlette.applications import Starlette\n"
+            "@asynccontextmanager\nasync def lifespan(app):\n    raise RuntimeError('no database')\n    yield\n"
+            "app = Starlette(lifespan=lifespan)\n"
+        )
+        with running(here, "start", "--all", "sick:app", "--port", "0", environment=LOG) as server:
+            assert server.end() == 1
+        assert "no database" in server.said
+        assert "ExceptionGroup" not in server.said
 
     def test_tags_of_the_environment_do_not_go_with_it(self, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("WORKERS_TAGS", "gpu")

@@ -6,7 +6,7 @@ from pathlib import Path
 import anyio
 import pytest
 
-from tests.cli.conftest import Place, claim_and_vanish, work
+from tests.cli.conftest import Cli, Place, claim_and_vanish, work
 from tests.cli.processes import running
 from workers_module.cli.output import clean
 from workers_module.store.open import open_store
@@ -206,8 +206,8 @@ def test_hostile_text_is_shown_escaped(place: Place) -> None:
 
 @pytest.mark.parametrize("url", ["redis://127.0.0.1:1/0", "postgresql://127.0.0.1:1/shop"])
 @pytest.mark.parametrize("line", ["stats", "jobs list", "doctor", 'jobs add mail send \'{"to": "a"}\'', "cron sync"])
-def test_a_store_that_is_down_has_its_exit_code(place: Place, url: str, line: str) -> None:
-    done = place.cli(line, "--url", url)
+def test_a_store_that_is_down_has_its_exit_code(cli: Cli, url: str, line: str) -> None:
+    done = cli(line, "--url", url)
 
     assert done.code == 4
     assert "the store cannot be reached" in done.err

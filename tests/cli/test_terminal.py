@@ -116,6 +116,31 @@ def test_no_is_the_answer_that_changes_nothing(ended: Cli, here: Path) -> None:
 
 
 def test_ctrl_c_ends_what_watches_with_130(ended: Cli, here: Path) -> None:
-    code, said = on_terminal(here, "stats", "--watch", "50ms", answer=("MailProcessor", "\x03"))
+    code, said = on_terminal(here, "stats", "--watch", "50ms", answer=("NightTasks", "\x03"))
 
     assert code == 130, said
+    assert "interrupted" in said
+    assert "error" not in said
+    # What Ctrl-C writes, ^C, must fit behind the last line, or the table moves.
+    lines = [ESCAPES.sub("", line) for line in re.split(r"[\r\n]+", said.partition("^C")[0])]
+    assert max(map(cell_len, lines)) <= 78
+
+
+def test_what_watches_on_a_narrow_terminal_has_blocks(ended: Cli, here: Path) -> None:
+    code, said = on_terminal(here, "stats", "--watch", "50ms", columns=50, answer=("render", "\x03"))
+
+    assert code == 130, said
+    assert "name  MailProcessor" in ESCAPES.sub("", said)
+
+
+def test_what_doctor_finds_is_broken_between_words(ended: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "44")
+    ended.ok("queues pause mail")
+
+    said = ESCAPES.sub("", ended("doctor --queue mail").out)
+
+    lines = [line for line in said.splitlines() if "→" not in line]
+    assert max(map(len, lines)) <= 44
+    assert any(line.startswith("      ") for line in lines)
+    assert "      → workers queues resume mail" in said.splitlines()

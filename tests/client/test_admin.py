@@ -111,6 +111,18 @@ async def test_purge_writes_what_it_deletes(any_kit: Kit, clock: FrozenClock) ->
     assert await any_kit.record(ids["failed"]) == before
 
 
+async def test_purge_tells_of_what_it_writes_and_of_what_it_deletes(any_kit: Kit, clock: FrozenClock) -> None:
+    await any_kit.queue.add_many([("a", 1)] * 3)
+    clock.advance(timedelta(days=91))
+    written: list[int] = []
+    deleted: list[int] = []
+    await admin(any_kit).purge(
+        dump="old.json", on_written=written.append, on_progress=lambda n: deleted.append(len(written) * n)
+    )
+    # All were written before the first was deleted.
+    assert (written, sum(deleted)) == ([1, 1, 1], 9)
+
+
 async def test_purge_deletes_nothing_if_the_file_cannot_be_written(any_kit: Kit, clock: FrozenClock) -> None:
     await any_kit.queue.add("a", 1)
     await any_kit.complete()

@@ -224,6 +224,14 @@ async def test_obliterate_asks_for_force_while_jobs_run(any_kit: Kit) -> None:
     assert await everything(any_kit.store) == {}
 
 
+async def test_obliterate_tells_how_far_it_is(any_kit: Kit) -> None:
+    for _ in range(3):
+        await any_kit.queue.add_many([("a", 1)] * 500)
+    told: list[int] = []
+    await any_kit.queue.obliterate(on_progress=told.append)
+    assert (len(told) > 1, sum(told)) == (True, 1_500)
+
+
 async def test_limits_hold_and_are_lifted(any_kit: Kit, clock: FrozenClock) -> None:
     queue = any_kit.queue
     await queue.add_many([("a", 1)] * 10)

@@ -12,6 +12,7 @@ from tests.worker.loops import (
     Desk,
     Q,
     Unreliable,
+    all_ended,
     jobs,
     numbered,
     queue_plan,
@@ -26,6 +27,7 @@ from workers_module.job.state import JobState
 from workers_module.store.base import Store
 from workers_module.store.values import Step, StepReply
 from workers_module.worker.context import JobContext
+from workers_module.worker.leaving import StopCounts
 
 MARGIN_S = 3.0
 """What a stop may take beyond its grace."""
@@ -140,6 +142,35 @@ class TestGrace:
         with anyio.fail_after(1):
             await work.stop()
 
+    async def test_what_became_of_running_jobs_is_counted(self, live: Store) -> None:
+        go_on = anyio.Event()
+
+        async def work(job: Job[Any], context: JobContext) -> None:
+            if job.id == "fails":
+                await go_on.wait()
+                raise ValueError("no")
+            await (go_on.wait() if job.id == "ends" else anyio.sleep_forever())
+
+        run = runtime(live, queue_plan(work, concurrency=3), queue_plan(forever, queue="other"))
+        await live.add([*jobs("ends", "fails", "stays"), *jobs("o", queue="other")])
+        await run.start()
+        await until(lambda: run.busy == 4)
+        await live.add(jobs("waits"))
+        run.request_stop(3_600_000)
+        go_on.set()
+        await until(lambda: run.busy == 2)
+        run.request_stop(1)
+        await run.wait()
+        assert run.left == StopCounts(finished=2, handed_back=2)
+        assert await states(live) == {"completed": 1, "failed": 1, "waiting": 2}
+
+    async def test_an_idle_runtime_has_nothing_to_count(self, live: Store) -> None:
+        await live.add(jobs("a"))
+        async with runtime(live, queue_plan()) as run:
+            await until(lambda: all_ended(live))
+            await until(lambda: not run.busy)
+        assert run.left == StopCounts()
+
     async def test_one_that_has_not_started_stops_too(self, live: Store) -> None:
         await runtime(live, queue_plan()).stop()
 
@@ -183,6 +214,7 @@ class TestWithoutTheStore:
         with anyio.fail_after(PATIENCE):
             await run.stop(100)
         assert time.monotonic() - begun < 0.1 + MARGIN_S
+        assert run.left == StopCounts(lost=1)
         # Its end could not be told; the lease lapses, and a sweep brings it back.
         assert await states(live) == {"active": 1}
 

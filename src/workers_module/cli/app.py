@@ -5,7 +5,8 @@ import inspect
 import logging
 import sys
 import traceback
-from collections.abc import Callable, Coroutine, Mapping, MutableMapping
+from collections.abc import Callable, Coroutine, Mapping
+from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Final, TypeVar
@@ -59,6 +60,10 @@ class Nouns(TyperGroup):
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Import what runs a command."""
+        if args and args[0] not in NOUNS and not args[0].startswith("-"):
+            close = get_close_matches(args[0], NOUNS, n=2)
+            hint = f"Did you mean {' or '.join(map(repr, close))}?" if close else f"There are: {', '.join(NOUNS)}."
+            ctx.fail(f"No such command {args[0]!r}. {hint}")
         name, command, rest = super().resolve_command(ctx, args)
         if name is not None and name in NOUNS:
             face: Face = import_module(f"workers_module.cli.{NOUNS[name][0]}").face
@@ -85,6 +90,7 @@ class Face(typer.Typer):
             pretty_exceptions_enable=False,
         )
         self._single = single
+        self._group: Any = None
 
     def command(self, name: str | None = None, **settings: Any) -> Callable[[CommandT], CommandT]:
         """Register a command, sync or async."""
@@ -100,10 +106,25 @@ class Face(typer.Typer):
 
     def compiled(self, name: str) -> Any:
         """Return the group, or its one command of this name."""
-        if not self._single:
-            return typer.main.get_group(self)
-        commands: MutableMapping[str, Any] = typer.main.get_group(self).commands
-        return commands[name]
+        if self._group is None:
+            self._group = typer.main.get_group(self)
+            for command in self._group.commands.values():
+                _name_values(command)
+        return self._group.commands[name] if self._single else self._group
+
+
+def _name_values(command: Any) -> None:
+    """Have help call values by words; typer's own are types, as ``<list[str]>``."""
+    for param in command.params:
+        if param.param_type_name == "argument":
+            param.display_type_rich = _no_type
+        elif param.metavar is None and not param.is_flag:
+            is_number = param.type_descriptor.annotation in {int, float}
+            param.metavar = "N" if is_number else max(param.opts, key=len).removeprefix("--").upper()
+
+
+def _no_type(ctx: Any) -> None:
+    """Say nothing of a type."""
 
 
 def _reporting(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -6,14 +6,14 @@ from typing import Annotated, Final
 import typer
 
 from workers_module.cli.failures import CommandFailedError, UsageError
-from workers_module.cli.output import confirm, progress, result, say, some
+from workers_module.cli.output import confirm, phases, progress, result, say, some
 from workers_module.cli.selecting import DryRun, Filter, Queue, States, Yes, duration_of, filter_of, find_job, states_of
 from workers_module.cli.session import Session, opened
 from workers_module.client.admin import BulkAction
 from workers_module.client.search import find_jobs
 from workers_module.job.state import JobState
 
-Ids = Annotated[list[str] | None, typer.Argument(metavar="[ID...]", help="The jobs; or say which with the options.")]
+Ids = Annotated[list[str] | None, typer.Argument(metavar="ID", help="The jobs; or say which with the options.")]
 Names = Annotated[list[str] | None, typer.Option("--name", help="Jobs of this name; repeatable.")]
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="At most so many.")]
 
@@ -117,8 +117,11 @@ async def purge(
         count = await session.admin.purge(max_age, states, queue=queue, dry_run=True)
         if not dry_run and count:
             confirm(f"Delete {some(count, 'job')} older than {max_age}{_of(queue)}?", yes=yes)
-            with progress("Deleting", count) as advance:
-                count = await session.admin.purge(max_age, states, queue=queue, dump=dump, on_progress=advance)
+            labels = ["Deleting"] if dump is None else ["Writing", "Deleting"]
+            with phases(labels, count) as tells:
+                count = await session.admin.purge(
+                    max_age, states, queue=queue, dump=dump, on_progress=tells[-1], on_written=tells[0]
+                )
     if dump is not None and not dry_run and count:
         say(f"they are in {dump}")
     _tell("deleted", count, dry_run=dry_run)

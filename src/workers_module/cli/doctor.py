@@ -7,6 +7,8 @@ from datetime import datetime, timedelta
 from typing import Annotated, Final, Literal, NamedTuple
 
 import typer
+from rich.table import Table
+from rich.text import Text
 
 from workers_module.cli.app import Face
 from workers_module.cli.failures import FoundError
@@ -23,6 +25,7 @@ face = Face(single=True)
 
 Level = Literal["ok", "warn", "fail"]
 _WORDS: Final[Mapping[Level, str]] = {"warn": "warning", "fail": "failure"}
+_LEVEL_STYLES: Final[Mapping[Level, str]] = {"ok": "green", "warn": "yellow", "fail": "red"}
 SKEW_WARN_MS: Final = 2_000
 LATE: Final = timedelta(minutes=2)
 _LOOKED_AT: Final = 1_000
@@ -67,13 +70,16 @@ async def doctor(
 def _print(findings: Sequence[Finding]) -> None:
     out = console()
     for one in findings:
-        remedy = f"\n      → {one.remedy}" if one.remedy else ""
-        if out.is_terminal:
-            style = {"ok": "green", "warn": "yellow", "fail": "red"}[one.level]
-            out.print(f"{one.level:<5} ", style=style, end="")
-            out.print(clean(f"{one.text}{remedy}", keep="\n"), soft_wrap=True)
-        else:
-            result(f"{one.level:<5} {one.text}{remedy}", None)
+        if not out.is_terminal:
+            result(f"{one.level:<5} {one.text}" + (f"\n      → {one.remedy}" if one.remedy else ""), None)
+            continue
+        line = Table.grid(padding=(0, 1, 0, 0))
+        line.add_column(width=5)
+        line.add_row(Text(one.level, style=_LEVEL_STYLES[one.level]), Text(clean(one.text)))
+        out.print(line)
+        if one.remedy:
+            # Mostly a command, which is to be copied in one piece.
+            out.print(f"      → {clean(one.remedy)}", soft_wrap=True)
 
 
 async def _store(session: Session) -> AsyncIterator[Finding]:

@@ -58,7 +58,8 @@ def told(error: BaseException) -> tuple[int, str]:
     """Return the exit code of an error, and what is said of it."""
     error = first_of(error)
     text = text_of(error)
-    return int(code_of(error)), f"error: {text}" if text else ""
+    begin = "" if not text or isinstance(error, KeyboardInterrupt) else "error: "
+    return int(code_of(error)), f"{begin}{text}"
 
 
 def first_of(error: BaseException) -> BaseException:

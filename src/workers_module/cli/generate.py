@@ -4,7 +4,7 @@ import keyword
 import os
 import re
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, Final, NamedTuple
 
 import typer
 
@@ -16,6 +16,12 @@ from workers_module.cli.session import find_target
 from workers_module.errors import ConfigurationError
 from workers_module.job.names import check_name
 from workers_module.job.schedule import Schedule
+
+PYTEST_INI: Final = """\
+[pytest]
+# Tests import the application from here, whether run by pytest or by python -m pytest.
+pythonpath = .
+"""
 
 face = Face("Make the file of a new worker, and its test.")
 
@@ -54,6 +60,8 @@ def worker(
     package = module or _package()
     if not all(part.isidentifier() and not keyword.iskeyword(part) for part in package.split(".")):
         raise UsageError(f"--module {package!r}: expected a package, e.g. app.workers")
+    if Path(f"{package.partition('.')[0]}.py").is_file():
+        raise UsageError(f"--module {package!r}: {package.partition('.')[0]}.py is a file, so it can be no package")
     folder = Path(*package.split("."))
     files = {
         folder / f"{names.snake}.py": worker_text(names, chosen, cron),
@@ -64,13 +72,15 @@ def worker(
     initial = folder / "__init__.py"
     if not initial.exists():
         files = {initial: '"""The workers: one file each."""\n', **files}
+    if not _configures_pytest(Path()):
+        files[Path("pytest.ini")] = PYTEST_INI
     for path, text in files.items():
         if not dry_run:
             _create(path, text)
         say(f"  {'would create' if dry_run else 'created'}  {path}")
     result(
         f'Next: let the application find it, WorkersModule.for_root(discover="{package}"), '
-        f"and run python -m pytest {tests / f'test_{names.snake}.py'}",
+        f"and run pytest {tests / f'test_{names.snake}.py'}",
         {"files": [str(path) for path in files], "class": f"{names.camel}Worker", "queue": chosen, "dry_run": dry_run},
     )
 
@@ -140,10 +150,24 @@ def test_{snake}_returns_its_result() -> None:
 
 
 def _package() -> str:
-    target = find_target()
-    if target is None:
-        return "app.workers"
-    return f"{target.partition(':')[0].partition('.')[0]}.workers"
+    top = (find_target() or "app").partition(":")[0].partition(".")[0]
+    # An application that is one file has no room for more.
+    return "workers" if Path(f"{top}.py").is_file() else f"{top}.workers"
+
+
+def _configures_pytest(folder: Path) -> bool:
+    """Whether a project has settings of pytest, which then say where its modules are."""
+    if any((folder / name).exists() for name in ("pytest.toml", ".pytest.toml", "pytest.ini", ".pytest.ini")):
+        return True
+    sections = {"pyproject.toml": "[tool.pytest", "tox.ini": "[pytest]", "setup.cfg": "[tool:pytest]"}
+    try:
+        return any(
+            section in (folder / name).read_text(encoding="utf-8")
+            for name, section in sections.items()
+            if (folder / name).is_file()
+        )
+    except (OSError, UnicodeDecodeError) as error:
+        raise CommandFailedError(f"the settings of the project cannot be read: {error}") from None
 
 
 def _refuse_existing(files: dict[Path, str]) -> None:

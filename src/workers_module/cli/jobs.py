@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Sequence
 from datetime import datetime
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -26,10 +27,6 @@ from workers_module.job.options import JobOptions
 from workers_module.job.state import ALL_STATES, JobState
 
 face = Face("Look at jobs; add, retry, remove, cancel, dump and import them.")
-
-for command in (bulk.retry, bulk.promote, bulk.remove, bulk.cancel, bulk.tidy, bulk.purge, bulk.requeue, files.dump):
-    face.command()(command)
-face.command("import")(files.import_)
 
 _ENDS: Final = frozenset({EventType.COMPLETED, EventType.FAILED})
 
@@ -101,7 +98,7 @@ async def show(
 async def add(
     queue: Annotated[str, typer.Argument(metavar="QUEUE", help="The queue.", autocompletion=complete_queue)],
     name: Annotated[str, typer.Argument(metavar="NAME", help="The job's name.")],
-    data: Annotated[str, typer.Argument(metavar="[JSON|@FILE|-]", help="The payload; - reads it from input.")] = "null",
+    data: Annotated[str, typer.Argument(metavar="JSON|@FILE|-", help="The payload; - reads it from input.")] = "null",
     delay: Annotated[str | None, typer.Option("--delay", metavar="5m", help="Not before this time.")] = None,
     priority: Annotated[int, typer.Option("--priority", min=0, help="1 goes first; 0 for none.")] = 0,
     attempts: Annotated[int | None, typer.Option("--attempts", min=1, help="How often it may run.")] = None,
@@ -124,6 +121,8 @@ async def add(
         if value is not None:
             given[key] = value  # type: ignore[literal-required]
     async with opened(new=not dry_run) as session:
+        if doubt := _doubt(session, await session.queues(), queue, name):
+            say(f"note: {doubt}")
         if dry_run:
             session.admin.check(queue, name, payload, given)
             result(f"{name} could be added to {queue}", {"queue": queue, "name": name, "dry_run": True})
@@ -163,6 +162,12 @@ async def watch(
         say(f"watching {', '.join(names)}; Ctrl-C ends it")
         for name in names:
             group.start_soon(_watch, session, name, frozenset(event or ()))
+
+
+# Help lists commands in this order.
+for command in (bulk.retry, bulk.promote, bulk.remove, bulk.cancel, bulk.tidy, bulk.purge, bulk.requeue, files.dump):
+    face.command()(command)
+face.command("import")(files.import_)
 
 
 async def _watch(session: Session, queue: str, kinds: frozenset[str]) -> None:
@@ -231,6 +236,19 @@ async def _print_log(session: Session, job: Job[Any], printed: int) -> int:
 
 
 # --- parts ------------------------------------------------------------------------------------------------------------
+
+
+def _doubt(session: Session, queues: Sequence[str], queue: str, name: str) -> str:
+    """Return what looks mistyped; it is no error, because another service may take the job."""
+    if queue not in queues:
+        close = get_close_matches(queue, queues, n=1)
+        return f"{queue} is a new queue; did you mean {close[0]!r}?" if close else ""
+    if queue not in session.registry.queues or session.registry.handler_for(queue, name) is not None:
+        return ""
+    names = [one.kind.name for one in session.registry.handlers if one.kind.queue == queue and one.kind.name]
+    close = get_close_matches(name, names, n=1)
+    hint = f"did you mean {close[0]!r}?" if close else f"it has: {', '.join(names)}"
+    return f"the application has no handler for {name!r} in {queue}; {hint}"
 
 
 def _row(job: Job[Any], now: datetime) -> list[object]:

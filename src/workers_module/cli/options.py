@@ -12,6 +12,8 @@ HOISTED: Final = {
     **dict.fromkeys(("--json", "-q", "--quiet", "-v", "--verbose", "--no-color"), False),
 }
 """The options of every command, and whether a value follows."""
+UNSAID: Final = {"-w": ("--worker", ""), "--worker": ("--worker", ""), "--watch": ("--watch", "2s")}
+"""The options whose value may be left out, and what is then meant: without tags it is jobs that have none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,9 +81,9 @@ def hoist(args: list[str]) -> list[str]:
         if arg == "--":
             rest += [arg, *left]
             break
-        if arg in {"-w", "--worker"}:
-            # Its value may be left out: then it takes jobs without tags.
-            rest.append(f"--worker={left.pop(0) if left and not left[0].startswith('-') else ''}")
+        if arg in UNSAID:
+            option, value = UNSAID[arg]
+            rest.append(f"{option}={left.pop(0) if left and not left[0].startswith('-') else value}")
             continue
         takes = HOISTED.get(name if name.startswith("--") else arg)
         if takes is None:

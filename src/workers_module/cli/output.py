@@ -6,8 +6,9 @@ with control characters in it.
 
 import json
 import sys
+import time
 import unicodedata
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -15,8 +16,8 @@ from typing import Any, Final, Literal, NamedTuple
 
 from rich.box import SIMPLE_HEAD
 from rich.cells import cell_len
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.console import Console, Group, RenderableType
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -35,6 +36,8 @@ _STATE_STYLES: Final[Mapping[str, str]] = {
     "warn": "yellow",
     "fail": "red",
 }
+PLAIN_EVERY_S: Final = 5.0
+"""How far apart the lines are that tell of progress where there is no terminal."""
 _ROOMY: Final = 120
 _LEAST: Final = 8
 """No column is cut to less."""
@@ -157,11 +160,11 @@ def table(columns: Sequence[Column | str], rows: Iterable[Sequence[object]], *, 
         _print_plain(heads, cells)
 
 
-def fitting(columns: Sequence[Column | str], rows: Iterable[Sequence[object]], width: int) -> Table | None:
-    """Return a table of at most this width, or None where there is none."""
+def fitting(columns: Sequence[Column | str], rows: Iterable[Sequence[object]], width: int) -> RenderableType:
+    """Return a table of at most this width, or a block a row where there is none."""
     heads = [Column(one) if isinstance(one, str) else one for one in columns]
     cells = [[_cell(one) for one in row] for row in rows]
-    return _table(heads, cells, width)
+    return _table(heads, cells, width) or Group(*_blocks(heads, cells))
 
 
 def _cell(value: object) -> str:
@@ -190,15 +193,19 @@ def _print_fitting(out: Console, heads: Sequence[Column], cells: Sequence[Sequen
     if made is not None:
         out.print(made)
         return
+    for line in _blocks(heads, cells):
+        out.print(line, soft_wrap=True)
+
+
+def _blocks(heads: Sequence[Column], cells: Sequence[Sequence[str]]) -> Iterator[Text]:
     label = max(len(head.title) for head in heads)
     for row in cells:
         # Who has a narrow terminal has no room for what is not there.
         is_said = [text not in {"-", "0"} for text in row]
         for head, text, said in zip(heads, row, is_said, strict=True):
-            if not said and any(is_said):
-                continue
-            out.print(Text(f"{head.title:>{label}}  ", style="dim") + _styled(text), soft_wrap=True)
-        out.print()
+            if said or not any(is_said):
+                yield Text(f"{head.title:>{label}}  ", style="dim") + _styled(text)
+        yield Text()
 
 
 def _table(heads: Sequence[Column], cells: Sequence[Sequence[str]], width: int) -> Table | None:
@@ -274,21 +281,72 @@ def confirm(question: str, *, yes: bool) -> None:
 
 @contextmanager
 def progress(label: str, total: int | None, *, stays: bool = True) -> Generator[Callable[[int], None]]:
-    """Show on a terminal how far a work on many jobs is; gives what is called with the number done more.
+    """Show how far a work on many jobs is; gives what is called with the number done more. See `phases`."""
+    with phases([label], total, stays=stays) as (advance,):
+        yield advance
+
+
+@contextmanager
+def phases(
+    labels: Sequence[str], total: int | None, *, stays: bool = True
+) -> Generator[tuple[Callable[[int], None], ...]]:
+    """Show how far a work on many jobs is that goes over them several times.
+
+    On a terminal a bar for each phase; elsewhere a plain line now and then, so that short works say nothing.
 
     Args:
-        label: What is done.
+        labels: What is done in each phase.
         total: To how many; None where that is not known.
         stays: Whether it is still seen when the work is done.
+
+    Yields:
+        For each phase what is called with the number done more.
     """
     err = messages()
-    if options().quiet or options().json or not err.is_terminal:
-        yield lambda _: None
+    if options().quiet or options().json:
+        yield tuple(_untold for _ in labels)
+        return
+    if not err.is_terminal:
+        yield tuple(_PlainProgress(label, total).advance for label in labels)
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=err, transient=not stays) as bar:
-        task = bar.add_task(label, total=total)
-        yield partial(bar.advance, task)
+    bars = Progress(*columns, console=err, transient=not stays)
+    tasks = [bars.add_task(label, total=total) for label in labels]
+
+    def advance(task: TaskID, count: int) -> None:
+        # Not before: work that is refused at once has no progress.
+        bars.start()
+        bars.advance(task, count)
+
+    try:
+        yield tuple(partial(advance, task) for task in tasks)
+        if total is None:
+            for task in bars.tasks:
+                task.total = task.completed
+    finally:
+        if bars.live.is_started:
+            bars.stop()
+
+
+def _untold(_: int) -> None:
+    """Take note of nothing."""
+
+
+class _PlainProgress:
+    """Says how far a work is, at most every `PLAIN_EVERY_S`."""
+
+    def __init__(self, label: str, total: int | None) -> None:
+        self._label = label
+        self._of = "" if total is None else f"/{total:,}"
+        self._done = 0
+        self._said = time.monotonic()
+
+    def advance(self, count: int) -> None:
+        self._done += count
+        now = time.monotonic()
+        if count and now - self._said >= PLAIN_EVERY_S:
+            self._said = now
+            say(f"{self._label} {self._done:,}{self._of}")
 
 
 # --- times -----------------------------------------------------------------------------------------------------------

@@ -1,7 +1,6 @@
 """One worker process, from the first line to the last: what ``start`` runs, here or in each of its children."""
 
 import gc
-import logging
 import os
 import time
 from collections.abc import Generator
@@ -31,9 +30,8 @@ from workers_module.worker.handler import Listener
 from workers_module.worker.health import Health, serving
 from workers_module.worker.runtime import Workers
 
-_log = logging.getLogger(__name__)
-
-_LOOK_S: Final = 0.5
+LOOK_S: Final = 0.5
+"""How often ``--drain`` looks whether something is left to do."""
 _RUNS: Final[tuple[WorkerEventName, ...]] = ("completed", "failed")
 
 
@@ -81,6 +79,7 @@ async def work(wish: Wish) -> int:
     """Run the workers of the application until a signal, an order, or the end of the work; returns the exit code."""
     begun = time.monotonic()
     level = "debug" if options().verbose else "error" if options().quiet else None
+    stop: Stop | None = None
 
     with anyio.CancelScope() as whole:
         async with built() as (container, _):
@@ -90,7 +89,8 @@ async def work(wish: Wish) -> int:
             stop = Stop(settings, before=whole.cancel)
             with stop.obeying():
                 await _work(container, settings, wish, stop, level=level, begun=begun)
-    _log.info("stopped")
+    if stop is not None:
+        stop.tell_end()
     return ExitCode.DONE
 
 
@@ -184,7 +184,7 @@ async def _drain(session: Session, workers: Workers, stop: Stop) -> None:
     }
     # Other processes may work on these queues, and nothing tells of the end of all that is ready.
     while any([await _has_work(session, queue) for queue in queues]):  # noqa: ASYNC110
-        await anyio.sleep(_LOOK_S)
+        await anyio.sleep(LOOK_S)
     stop.ask()
 
 

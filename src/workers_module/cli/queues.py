@@ -135,20 +135,13 @@ async def obliterate(
     async with opened() as session:
         target = await session.queue(queue)
         counts = await target.get_job_counts()
-        count = (
-            counts.waiting
-            + counts.prioritized
-            + counts.delayed
-            + counts.active
-            + counts.completed
-            + counts.failed
-            + counts.waiting_children
-        )
+        count = counts.total
         if not dry_run:
             if counts.active and not force:
                 raise UsageError(f"{some(counts.active, 'job')} of {queue} running; wait for the end, or pass --force")
             confirm(f"Delete {queue} with {some(count, 'job')}, its schedules and settings?", yes=yes)
-            await target.obliterate(force)
+            with progress("Deleting", count) as advance:
+                await target.obliterate(force, on_progress=advance)
     _tell_deleted(count, queue, dry_run=dry_run)
 
 

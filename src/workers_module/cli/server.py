@@ -3,7 +3,9 @@
 import asyncio
 import inspect
 import os
+import socket
 import sys
+from contextlib import suppress
 from types import FrameType
 from typing import Any
 
@@ -31,6 +33,10 @@ class _Server(uvicorn.Server):
         self._loop = asyncio.get_running_loop()
         self._patience = anyio.CancelScope()
 
+    def tell_end(self) -> None:
+        """Log what became of the jobs that ran when it was told to stop."""
+        self._stop.tell_end()
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Stop in good order; at the second signal wait for no connection."""
         self._stop.obey(sig, frame)
@@ -54,7 +60,9 @@ class _Server(uvicorn.Server):
         with self._stop.obeying(self.handle_exit):
             async with anyio.create_task_group() as group:
                 group.start_soon(self._follow_supervisor)
-                await super().serve(sockets)
+                # uvicorn's way to say that it could not start; the reason is in the log.
+                with suppress(SystemExit):
+                    await super().serve(sockets)
                 group.cancel_scope.cancel()
 
     async def _follow_supervisor(self) -> None:
@@ -75,14 +83,25 @@ async def serve(wish: Wish) -> int:
         log_config=None,
         timeout_graceful_shutdown=max(1, span_ms(settings.shutdown_grace) // 1_000),
     )
+    _must_be_free(wish.host, wish.port)
     say(f"{target} on http://{wish.host}:{wish.port}, with its workers")
     server = _Server(config, settings)
-    try:
-        await server.serve()
-    except SystemExit:
-        # uvicorn's way to say that it could not start; the reason is in the log.
-        return ExitCode.FAILED
+    await server.serve()
+    server.tell_end()
     return ExitCode.DONE if server.started else ExitCode.FAILED
+
+
+def _must_be_free(host: str, port: int) -> None:
+    """Refuse a place to listen that cannot be had, before workers start and take jobs."""
+    try:
+        with socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET):
+            pass
+    except OSError as error:
+        # Python adds the address, which is said already.
+        why = str(error.strerror).partition(" (while")[0]
+        raise ConfigurationError(
+            f"the web server cannot listen on {host}:{port}: {why}; choose another --host or --port"
+        ) from None
 
 
 def _is_factory(target: str) -> bool:

@@ -233,23 +233,35 @@ async def built(*, app: bool = True) -> AsyncGenerator[tuple[AsyncContainer, str
 def find_target() -> str | None:
     """Return the name of the application: of ``--app``, the settings, or ``[tool.workers]`` in pyproject.toml.
 
+    What it says is noted for ``config show``, because it becomes a variable of the environment later.
+
     Raises:
         ConfigurationError: pyproject.toml or the settings cannot be read.
     """
     if options().app is not None:
+        options().said.setdefault("app", "--app")
         return options().app
     named = os.environ.get("WORKERS_APP")
     if named:
         return named
     file = Path("pyproject.toml")
+    app = _target_of(file)
+    if app is not None:
+        options().said["app"] = str(file)
+        return app
+    settings = WorkersSettings()
+    if settings.app is not None:
+        options().said["app"] = settings.origins.get("app", "default")
+    return settings.app
+
+
+def _target_of(file: Path) -> str | None:
     try:
         tool: Any = tomllib.loads(file.read_text(encoding="utf-8")).get("tool", {}) if file.is_file() else {}
     except (OSError, ValueError) as error:
         raise ConfigurationError(f"{file}: cannot be read: {error}") from None
-    app = tool.get("workers", {}).get("app") if isinstance(tool, dict) else None  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]
-    if app is None:
-        return WorkersSettings().app
-    if not isinstance(app, str):
+    app: object = tool.get("workers", {}).get("app") if isinstance(tool, dict) else None  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]
+    if app is not None and not isinstance(app, str):
         raise ConfigurationError(f'{file}: [tool.workers] app is no text; write app = "module:attribute"')
     return app
 

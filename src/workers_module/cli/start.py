@@ -53,7 +53,7 @@ def start(
     max_jobs: Annotated[int | None, typer.Option("--max-jobs", min=1, help="Stop after so many jobs.")] = None,
     grace: Annotated[str | None, typer.Option("--grace", metavar="25s", help="For running jobs, at a stop.")] = None,
     reload: Annotated[bool, typer.Option("--reload", help="Start anew when a file changes.")] = False,
-    reload_dir: Annotated[Path, typer.Option("--reload-dir", help="Where files are watched.")] = Path(),
+    reload_dir: Annotated[Path, typer.Option("--reload-dir", metavar="DIR", help="Where files are watched.")] = Path(),
     health_port: Annotated[
         int | None, typer.Option("--health-port", min=0, max=65535, help="Serve /live, /ready and /startup.")
     ] = None,

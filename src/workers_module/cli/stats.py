@@ -24,7 +24,7 @@ _LEAST_S: Final = 0.2
 @face.command("stats")
 async def stats(
     watch: Annotated[
-        str | None, typer.Option("--watch", metavar="2s", help="Show them again and again, so far apart.")
+        str | None, typer.Option("--watch", metavar="[2s]", help="Show them again and again, so far apart.")
     ] = None,
     wide: Annotated[bool, typer.Option("--wide", help="Also prioritized jobs and schedules.")] = False,
 ) -> None:
@@ -102,6 +102,7 @@ async def _watch(session: Session, every: float, *, wide: bool) -> None:
     with Live(console=out, auto_refresh=False, screen=False, vertical_overflow="visible") as live:
         while True:
             found = await rows(session)
-            made = fitting(heads(names), cells(found, names), out.width)
-            live.update(made or "the terminal is too narrow for this table", refresh=True)
+            # The ^C that ends it is written behind the table, and must not break its last line.
+            made = fitting(heads(names), cells(found, names), out.width - 2)
+            live.update(made, refresh=True)
             await anyio.sleep(every)

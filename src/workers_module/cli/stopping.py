@@ -13,9 +13,10 @@ import anyio
 
 from workers_module.cli.ending import end_within
 from workers_module.cli.failures import ExitCode
-from workers_module.cli.supervisor import SUPERVISOR
+from workers_module.cli.supervisor import PROCESS, SUPERVISOR
 from workers_module.clock import span_ms
 from workers_module.settings import WorkersSettings
+from workers_module.worker.leaving import StopCounts
 from workers_module.worker.runtime import Runtime, overseer
 
 LAST_S: Final = 1.0
@@ -67,6 +68,17 @@ class Stop:
             return
         end_within(self._kill_s, ExitCode.FAILED, why=_STUCK)
         self._loop.call_soon_threadsafe(self._hurry)
+
+    def tell_end(self) -> None:
+        """Log what became of the jobs that ran when the stop was asked for."""
+        counts = sum((runtime.left for runtime in self._runtimes), StopCounts())
+        # Of several processes on one terminal each has its own line.
+        who = f"pid {os.getpid()} stopped" if PROCESS in os.environ else "stopped"
+        if not any(counts):
+            _log.info("%s; no job was running", who)
+            return
+        lost = f", {counts.lost} lost: they run again when their leases lapse" if counts.lost else ""
+        _log.info("%s; %d finished, %d handed back%s", who, counts.finished, counts.handed_back, lost)
 
     @contextmanager
     def obeying(self, obey: Callable[[int, FrameType | None], None] | None = None) -> Generator[None]:

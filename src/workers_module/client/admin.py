@@ -208,6 +208,7 @@ class JobsAdmin:
         dump: str | os.PathLike[str] | None = None,
         dry_run: bool = False,
         on_progress: Progress | None = None,
+        on_written: Progress | None = None,
     ) -> int:
         """Delete old jobs.
 
@@ -218,7 +219,8 @@ class JobsAdmin:
             queue: The queue; None for all.
             dump: Write them to this file first, to be edited and imported again. Only what it holds is deleted.
             dry_run: Only count them; no file is written.
-            on_progress: Told of each part: how many jobs more are done.
+            on_progress: Told of each part: how many jobs more are deleted.
+            on_written: Told of each job written to the file, before the first one is deleted.
 
         Returns:
             How many were deleted.
@@ -226,7 +228,7 @@ class JobsAdmin:
         Raises:
             ConfigurationError: A state is unknown, or the file's place is not allowed; nothing was deleted.
         """
-        tell = on_progress or _nobody
+        tell, tell_written = on_progress or _nobody, on_written or _nobody
         states = _states(state, _PURGED)
         before = await self._store.now() - duration_ms(max_age, "purge: max_age")
         queues = await self._queues(queue)
@@ -253,6 +255,7 @@ class JobsAdmin:
                     if _is_older(record, before):
                         found.setdefault(name, []).append(record.id)
                         await file.write(document_of(record, await self._log(record)))
+                        tell_written(1)
         for name, ids in found.items():
             count += await self._remove(name, ids, tell)
         return count

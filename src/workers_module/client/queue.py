@@ -52,6 +52,12 @@ class JobCounts:
     waiting_children: int = 0
     paused: int = 0
 
+    @property
+    def total(self) -> int:
+        """How many jobs the queue has."""
+        ready = self.waiting + self.prioritized
+        return ready + self.delayed + self.active + self.completed + self.failed + self.waiting_children
+
 
 async def job_counts(store: Store, queue: str) -> JobCounts:
     """Count the jobs of a queue by state."""
@@ -334,17 +340,24 @@ class Queue(Generic[T]):
         states = (JobState.WAITING, JobState.PRIORITIZED, *([JobState.DELAYED] if delayed else []))
         await remove_all(self._store, self.name, states, on_progress=on_progress)
 
-    async def obliterate(self, force: bool = False) -> None:
+    async def obliterate(self, force: bool = False, *, on_progress: Progress | None = None) -> None:
         """Delete the queue with everything in it.
 
         Args:
             force: Also while jobs run; their ends are then refused.
+            on_progress: Told of each part: how many jobs fewer there are.
 
         Raises:
             IllegalMoveError: Jobs are running, and ``force`` is not set; nothing was deleted.
         """
-        while not await self._store.obliterate(self.name, force=force):
-            pass
+        left = 0 if on_progress is None else (await self.get_job_counts()).total
+        is_gone = False
+        while not is_gone:
+            is_gone = await self._store.obliterate(self.name, force=force)
+            if on_progress is not None:
+                now = (await self.get_job_counts()).total
+                on_progress(max(0, left - now))
+                left = now
 
     async def set_global_concurrency(self, n: int | None) -> None:
         """Let at most ``n`` jobs run at once, over all processes; None lifts the limit."""

@@ -30,7 +30,9 @@ from workers_module.worker.handler import Listener, WorkPlan
 from workers_module.worker.hooks import Hooks, QueueEventFollower
 from workers_module.worker.intake import ConsumerSettings, Tokens
 from workers_module.worker.leases import MAX_BLOCK_MS, Leases
+from workers_module.worker.leaving import StopCounts, stop_counts
 from workers_module.worker.outage import Outage
+from workers_module.worker.run import Run
 from workers_module.worker.sweeper import Sweeper
 from workers_module.worker.ticker import Ticker
 from workers_module.worker.ticks import LocalTicks
@@ -189,6 +191,7 @@ class Runtime:
         self._ready = asyncio.Event()
         self._stopping = asyncio.Event()
         self._deadline = math.inf
+        self._left_running: list[Run] = []
         self._draining = False
         self._preparing = anyio.CancelScope()
         self._ticking = anyio.CancelScope()
@@ -211,6 +214,12 @@ class Runtime:
     def busy(self) -> int:
         """How many jobs run now."""
         return sum(consumer.busy for consumer in self._consumers)
+
+    @property
+    def left(self) -> StopCounts:
+        """What became of the jobs that ran when the stop was asked for; it stands when the runtime has ended."""
+        unsettled = {item for consumer in self._consumers for item in consumer.held.values()}
+        return stop_counts(self._left_running, unsettled)
 
     async def start(self) -> None:
         """Begin to work.
@@ -240,6 +249,9 @@ class Runtime:
         deadline = asyncio.get_running_loop().time() + grace_ms / 1_000
         if deadline >= self._deadline:
             return
+        if not self._stopping.is_set():
+            held = [item for consumer in self._consumers for item in consumer.held.values()]
+            self._left_running = [item for item in held if isinstance(item, Run) and not item.ended]
         self._deadline = deadline
         if self.busy:
             _log.info("%s, %.0f s left", "1 job runs" if self.busy == 1 else f"{self.busy} jobs run", grace_ms / 1_000)
