@@ -1,8 +1,8 @@
 """Every error this package raises on purpose.
 
 The class says who must act: the developer (`ConfigurationError`), the caller (`PayloadError`, `UnknownJobError`), the
-operator (`StoreError`), or nobody any more (`JobFailedError`). Messages name queue, job, limit and value, never payloads
-or secrets.
+operator (`StoreError`), or nobody any more (`JobFailedError`). Messages name queue, job, limit and value, never
+payloads or secrets.
 """
 
 from collections.abc import Sequence

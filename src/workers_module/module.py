@@ -230,7 +230,7 @@ async def run_workers(
             if settings.mode is not WorkerMode.FOREGROUND_BLOCKING:
                 names = registry.select(settings.enabled_workers, enabled=settings.enabled, only=only, force=force)
             if wait_for_store:
-                await reach_store(container)
+                await _reach_store(container)
             launcher = await container.get(Launcher)
         workers = await container.get(Workers)
         async with launcher.running(workers, names, listeners=listeners):
@@ -240,7 +240,7 @@ async def run_workers(
             await container.close()
 
 
-async def reach_store(container: AsyncContainer) -> Store:
+async def _reach_store(container: AsyncContainer) -> Store:
     """Return the store of an application, open; while it cannot be reached, try again, with one warning.
 
     Raises:

@@ -20,11 +20,10 @@ from workers_module.cli.stopping import Stop
 from workers_module.cli.supervisor import PROCESS
 from workers_module.client.queue import JobCounts
 from workers_module.clock import span_ms
-from workers_module.di.registry import WorkerRegistry
 from workers_module.errors import ConfigurationError
 from workers_module.job.events import QueueEvent, WorkerEvent, WorkerEventName
 from workers_module.job.state import JobState
-from workers_module.module import reach_store, run_workers
+from workers_module.module import run_workers
 from workers_module.settings import WorkersSettings
 from workers_module.worker.handler import Listener
 from workers_module.worker.health import Health, serving
@@ -104,13 +103,9 @@ async def _work(
         group.start_soon(stop.follow_supervisor)
         group.start_soon(health.turn)
         with _probes(health, settings) as port:
-            # A name that no worker has is told at once, whether the store is there or not.
-            registry = await container.get(WorkerRegistry)
-            registry.select(settings.enabled_workers, enabled=settings.enabled, only=wish.only, force=True)
-            await reach_store(container)
-            session = await session_of(container, settings, has_app=True)
-            health.ask_store = session.inspector.queues
             async with run_workers(container, only=wish.only, force=True, listeners=_counting(wish, stop)):
+                session = await session_of(container, settings, has_app=True)
+                health.ask_store = session.inspector.queues
                 if not workers.running and not stop.asked:
                     raise ConfigurationError(
                         "nothing runs here: the application has no handlers, or WORKERS_MODE is foreground_blocking; "
