@@ -108,14 +108,16 @@ bench-embedded: $(VENV)/.installed-test ## the part of "bench" that needs no ser
 bench-redis: $(VENV)/.installed-test ## the part of "bench" on Redis, beside Node.js (needs redis-server, redis-benchmark, node, npm)
 	$(PEERS) BENCH_PYTHON=$(abspath $(BIN))/python ./setup.sh ours saq taskiq streaq bullmq_py arq dramatiq celery rq node
 	$(PEERS) ../../$(BIN)/python run_peers.py workers_redis bullmq_node bullmq_py saq_redis taskiq_redis_ streaq_ \
-		--rounds 5 --concurrency 100,10 $(ARGS) -o $(abspath .cache/bench)/redis.json
+		--measures drain,enqueue --rounds 5 --concurrency 100,10 $(ARGS) -o $(abspath .cache/bench)/redis.json
+	$(PEERS) ../../$(BIN)/python run_peers.py workers_redis bullmq_node \
+		--measures latency,idle,delayed --rounds 5 $(ARGS) -o $(abspath .cache/bench)/redis-waiting.json
 	$(PEERS) ../../$(BIN)/python run_peers.py arq_ dramatiq_ celery_ rq_ \
-		--rounds 3 $(ARGS) -o $(abspath .cache/bench)/redis-more.json
-	$(BIN)/python benchmarks/peers/table.py .cache/bench/redis.json .cache/bench/redis-more.json
+		--measures drain,enqueue --rounds 3 $(ARGS) -o $(abspath .cache/bench)/redis-more.json
+	$(BIN)/python benchmarks/peers/table.py .cache/bench/redis.json .cache/bench/redis-waiting.json .cache/bench/redis-more.json
 
 bench-postgres: $(VENV)/.installed-test ## the same on Postgres (needs its server's programs)
 	$(PEERS) BENCH_PYTHON=$(abspath $(BIN))/python ./setup.sh ours pgqueuer oban procrastinate
-	$(PEERS) ../../$(BIN)/python run_peers.py workers_postgres pgqueuer_ oban_ procrastinate_ --measures drain,enqueue \
+	$(PEERS) ../../$(BIN)/python run_peers.py workers_postgres pgqueuer_ oban_ procrastinate_ --measures drain,enqueue,delayed \
 		--rounds 5 $(ARGS) -o $(abspath .cache/bench)/postgres.json
 	$(BIN)/python benchmarks/peers/table.py .cache/bench/postgres.json
 

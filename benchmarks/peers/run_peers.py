@@ -84,6 +84,23 @@ class Servers:
                 subprocess.run(["bash", str(HERE / "pg.sh"), "start"], env=self.env, check=True, stdout=subprocess.DEVNULL)
             self.pg_on = True
 
+    def pg_cpu_s(self) -> float | None:
+        """CPU seconds of the server's processes so far, also of those that have ended; None where it is not ours."""
+        if os.environ.get("BENCH_PG_EXTERNAL"):
+            return None
+        postmaster = int((HOME / "pgdata" / "postmaster.pid").read_text().split("\n", 1)[0])
+        ticks = 0
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                words = stat.read_text().rpartition(")")[2].split()
+            except OSError:
+                continue  # it has just ended; its parent has its time
+            if int(stat.parent.name) == postmaster:
+                ticks += sum(map(int, words[11:15]))
+            elif int(words[1]) == postmaster:
+                ticks += sum(map(int, words[11:13]))
+        return ticks / os.sysconf("SC_CLK_TCK")
+
     def reset(self, backend: str) -> None:
         if backend == "redis":
             self.redis().cmd("FLUSHALL", "SYNC")
@@ -153,11 +170,11 @@ def drained(runs: list[dict]) -> dict:
     good = [r for r in runs if r.get("ok")]
     if not good:
         return d | {"failed": runs[-1]}
-    for f in ("jobs_per_s", "cpu_s_per_1k", "peak_rss_mb", "boot_s", "pg_xacts_per_job", "pg_wal_bytes_per_job"):
+    for f in ("jobs_per_s", "cpu_s_per_1k", "peak_rss_mb", "boot_s", "pg_xacts_per_job", "pg_wal_bytes_per_job", "pg_cpu_us_per_job"):
         v = [r[f] for r in good if r.get(f) is not None]
         d[f] = median(v) if v else None
     d["n"], d["redis"], d["fill"] = good[-1]["n"], good[-1].get("redis"), good[-1].get("fill")
-    d["server_cpu_us_per_job"] = median([r["redis"]["server_cpu_us_per_job"] for r in good]) if good[-1].get("redis") else None
+    d["server_cpu_us_per_job"] = median([r["redis"]["server_cpu_us_per_job"] for r in good]) if good[-1].get("redis") else d["pg_cpu_us_per_job"]
     return d
 
 
@@ -169,6 +186,16 @@ def enqueued(runs: list[dict]) -> dict:
     d = {k: v for k, v in good[-1].items() if not k.endswith("_per_s")}
     d["rounds"] = {k: [r.get(k) for r in runs] for k in good[-1] if k.endswith("_per_s")}
     return d | {k: median(x for x in v if x is not None) for k, v in d["rounds"].items()}
+
+
+def waited(runs: list[dict]) -> dict:
+    """The medians of one peer's times, and each round's."""
+    good = [r for r in runs if r.get("ok", "error" not in r) and "skipped" not in r]
+    if not good:
+        return runs[-1]
+    numbers = [k for k, v in good[-1].items() if isinstance(v, float | int) and not isinstance(v, bool)]
+    rounds = {k: [r.get(k) for r in runs] for k in numbers}
+    return good[-1] | {"rounds": rounds} | {k: median(r[k] for r in good) for k in numbers}
 
 
 class Bench:
@@ -186,11 +213,12 @@ class Bench:
         if m["backend"] != "postgres":
             return None
         x, w = self.sv.psql("SELECT sum(xact_commit) FROM pg_stat_database WHERE datname='bench'"), self.sv.psql("SELECT pg_current_wal_lsn() - '0/0'")
-        return {"xacts": int(float(x or 0)), "wal": float(w)}
+        return {"xacts": int(float(x or 0)), "wal": float(w), "cpu": self.sv.pg_cpu_s()}
 
     @staticmethod
     def pg_delta(a, b, n) -> dict:
-        return {"pg_xacts_per_job": (b["xacts"] - a["xacts"]) / n, "pg_wal_bytes_per_job": (b["wal"] - a["wal"]) / n} if a else {}
+        found = {"pg_xacts_per_job": (b["xacts"] - a["xacts"]) / n, "pg_wal_bytes_per_job": (b["wal"] - a["wal"]) / n}
+        return found if a["cpu"] is None else found | {"pg_cpu_us_per_job": (b["cpu"] - a["cpu"]) / n * 1e6}
 
     def enqueue(self, name: str) -> dict:
         m = meta(name)
@@ -282,12 +310,10 @@ class Bench:
                     for p in mine:
                         out["peers"][p][k] = enqueued(runs[p])
                 else:
-                    for p in peers:
-                        if meta(p)["backend"] == "memory":
-                            continue
-                        r = getattr(self, k)(p)
-                        log(p, k, r)
-                        out["peers"][p][k] = r
+                    mine = [p for p in peers if meta(p)["backend"] != "memory"]
+                    runs = self.interleaved(mine, getattr(self, k), lambda p, r, k=k: log(p, k, r))
+                    for p in mine:
+                        out["peers"][p][k] = waited(runs[p])
         finally:
             self.sv.stop()
         out["machine"]["load_after"] = os.getloadavg()

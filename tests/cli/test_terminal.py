@@ -5,6 +5,7 @@ import os
 import pty
 import re
 import select
+import signal
 import struct
 import sys
 import termios
@@ -30,6 +31,9 @@ def on_terminal(
     pid, terminal = pty.fork()
     if pid == 0:
         os.chdir(here)
+        # Who runs tests in the background may ignore what a terminal sends.
+        for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
         values = {**os.environ, "PYTHONPATH": str(HERE), "TERM": "xterm-256color", **(environment or {})}
         values.pop("COLUMNS", None)
         os.execve(sys.executable, [sys.executable, "-m", "workers_module", *arguments], values)
@@ -48,6 +52,8 @@ def on_terminal(
         if answer is not None and answer[0] in said:
             os.write(terminal, answer[1].encode())
             answer = None
+    else:
+        os.kill(pid, signal.SIGKILL)
     os.close(terminal)
     _, status = os.waitpid(pid, 0)
     return os.waitstatus_to_exitcode(status), said
