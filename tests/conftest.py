@@ -1,6 +1,7 @@
 """What all tests share: one event loop library, one seed in CI, and no settings but their own."""
 
 import os
+import signal
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -12,6 +13,14 @@ settings.register_profile("quick", max_examples=50, deadline=None, derandomize=_
 settings.register_profile(
     "full", max_examples=1_000, deadline=None, derandomize=_CI, suppress_health_check=[HealthCheck.too_slow]
 )
+# Who runs tests in the background may ignore what a terminal sends; the processes that tests start would too.
+for number, answer in (
+    (signal.SIGINT, signal.default_int_handler),
+    (signal.SIGQUIT, signal.SIG_DFL),
+    (signal.SIGHUP, signal.SIG_DFL),
+):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, answer)
 settings.load_profile("full" if os.environ.get("WORKERS_TEST_FULL") else "quick")
 
 

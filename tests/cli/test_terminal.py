@@ -31,9 +31,6 @@ def on_terminal(
     pid, terminal = pty.fork()
     if pid == 0:
         os.chdir(here)
-        # Who runs tests in the background may ignore what a terminal sends.
-        for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
-            signal.signal(number, signal.SIG_DFL)
         values = {**os.environ, "PYTHONPATH": str(HERE), "TERM": "xterm-256color", **(environment or {})}
         values.pop("COLUMNS", None)
         os.execve(sys.executable, [sys.executable, "-m", "workers_module", *arguments], values)

@@ -15,7 +15,8 @@ from redis.backoff import NoBackoff
 
 from tests.servers import Server, redis_server
 
-DURABLE = ("--appendonly", "yes", "--appendfsync", "everysec", "--auto-aof-rewrite-percentage", "0")
+DURABLE = ("--appendonly", "yes", "--appendfsync", "always", "--auto-aof-rewrite-percentage", "0")
+"""With ``everysec`` a write waits for up to two seconds where the disk is slow, and goes when the server is killed."""
 
 
 class RedisServer:

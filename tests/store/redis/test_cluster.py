@@ -372,7 +372,7 @@ async def test_a_slot_moves_under_load(store: RedisStore, ports: list[int]) -> N
 @pytest.fixture
 def own() -> Iterator[list[tuple[int, Server]]]:
     """Return a cluster of this test's own, which keeps its data."""
-    with redis_cluster("--appendonly", "yes") as nodes:
+    with redis_cluster("--appendonly", "yes", "--appendfsync", "always") as nodes:
         yield nodes
 
 
