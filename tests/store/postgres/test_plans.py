@@ -62,6 +62,8 @@ HOT = {
     ),
     "by id": ("SELECT * FROM job WHERE q = $1 AND id = 'j1000001'", "job_id"),
 }
+SORTED = {"job_active", "job_id", "job_pkey"}
+"""Indexes of statements that find so few rows that the planner may sort them, or have no order."""
 # Where rows lie is known from the statement before: no index is needed.
 AT_THEIR_PLACES = "UPDATE job AS j SET state = 3 FROM unnest(ARRAY['(0,1)'::tid]) u(place) WHERE j.ctid = u.place"
 
@@ -94,7 +96,7 @@ async def test_hot_statements_scan_no_table(store: PostgresStore, raw: Any, anal
         met = list(nodes(plan["Plan"]))
         assert not [node for node in met if node["Node Type"] == "Seq Scan"], what
         assert index in {node.get("Index Name") for node in met}, (what, met)
-        assert not [node for node in met if node["Node Type"] == "Sort" and index not in {"job_id", "job_pkey"}], what
+        assert index in SORTED or not [node for node in met if node["Node Type"] == "Sort"], what
     (plan,) = json.loads(await raw.fetchval(f"EXPLAIN (FORMAT JSON) {AT_THEIR_PLACES}"))
     assert "Tid Scan" in {node["Node Type"] for node in nodes(plan["Plan"])}
     await raw.execute("ALTER TABLE job RESET (autovacuum_enabled)")
