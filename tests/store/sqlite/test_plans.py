@@ -109,14 +109,14 @@ def fill(raw: sqlite3.Connection) -> None:
     for state, share in ((1, 60), (2, 10), (3, 5), (4, 15), (5, 9), (6, 1)):
         number = ROWS * share // 100
         raw.execute(
-            "WITH RECURSIVE c(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM c WHERE i < ?) "
+            "WITH RECURSIVE c(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM c WHERE i < :number) "
             "INSERT INTO wm_job (q, state, tagset, priority, seq, due, ended, token, lease, fence, added, id, name, "
             "opts, data) "
-            "SELECT 1, ?1 * 0 + ?2, CASE WHEN i % 10 = 0 THEN 1 ELSE 0 END, CASE WHEN i % 4 = 0 THEN 5 ELSE 0 END, i, "
-            "CASE WHEN ?2 = 2 THEN ?3 + i END, CASE WHEN ?2 IN (4, 5) THEN ?3 - i END, "
-            "CASE WHEN ?2 = 3 THEN 'dead' END, CASE WHEN ?2 = 3 THEN ?3 + 30000 END, 1, ?3, "
-            "'s' || ?2 || '-' || i, 'send', x'7b7d', x'7b7d' FROM c",
-            (number, state, NOW),
+            "SELECT 1, :state, CASE WHEN i % 10 = 0 THEN 1 ELSE 0 END, CASE WHEN i % 4 = 0 THEN 5 ELSE 0 END, i, "
+            "CASE WHEN :state = 2 THEN :now + i END, CASE WHEN :state IN (4, 5) THEN :now - i END, "
+            "CASE WHEN :state = 3 THEN 'dead' END, CASE WHEN :state = 3 THEN :now + 30000 END, 1, :now, "
+            "'s' || :state || '-' || i, 'send', x'7b7d', x'7b7d' FROM c",
+            {"number": number, "state": state, "now": NOW},
         )
     for column, condition in (
         ("waiting", "state = 1 AND priority = 0"),
