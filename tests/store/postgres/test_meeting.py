@@ -31,7 +31,7 @@ from workers_module.store.values import Claimed, Settle
 pytestmark = pytest.mark.postgres
 
 _WAITS = "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted LIMIT 1"
-_STEP = f"SELECT * FROM step_1({', '.join(f'${n}' for n in range(1, 25))})"
+_STEP = f"SELECT * FROM step_1({', '.join(f'${n}' for n in range(1, 27))})"
 
 
 async def finish_inside(connection: Any, jobs: Sequence[Claimed], keep: Keep | None = None) -> list[int]:
@@ -39,7 +39,7 @@ async def finish_inside(connection: Any, jobs: Sequence[Claimed], keep: Keep | N
     outcomes = [Settle(job.held, Completed(b"1", keep)) for job in jobs]
     # It counts in a row of its own: connections whose numbers are alike would wait for each other.
     await connection.execute("SELECT set_config('workers_module.foreign', 'on', true)")
-    who = (Q, b"w", "t", 0, LEASE, None, None, None, 0, False)
+    who = (Q, b"w", "t", 0, LEASE, None, None, None, 0, False, None, None)
     (row,) = await connection.fetch(_STEP, *who, *outcome_args(outcomes), None)
     codes: list[int] = row["codes"]
     return codes

@@ -33,6 +33,14 @@ HOT = {
         "SELECT ctid FROM job WHERE q = $1 AND state = 1 AND tagset = 0 ORDER BY priority, seq LIMIT 50 FOR UPDATE",
         "job_ready",
     ),
+    "claim from where the last one ended": (
+        (
+            "SELECT ctid FROM job WHERE q = $1 AND state = 1 AND tagset = 0 AND (priority, seq) >= (0, least(5, ("
+            "SELECT seq FROM job WHERE q = $1 AND state = 1 AND tagset = 0 AND priority = 0 AND seq < 0 ORDER BY seq "
+            "LIMIT 1))) ORDER BY priority, seq LIMIT 50 FOR UPDATE SKIP LOCKED"
+        ),
+        "job_ready",
+    ),
     "due": (
         "SELECT n FROM job WHERE q = $1 AND state = 2 AND due <= 5 ORDER BY due, seq LIMIT 50 FOR UPDATE SKIP LOCKED",
         "job_due",
@@ -44,27 +52,27 @@ HOT = {
     ),
     "oldest completed": (
         (
-            "DELETE FROM job WHERE ctid = ANY (ARRAY(SELECT ctid FROM job WHERE q = $1 AND state = 4 AND ended <= 5 "
-            "ORDER BY ended, seq LIMIT 50 FOR UPDATE SKIP LOCKED))"
+            "DELETE FROM job WHERE ctid = ANY (ARRAY(SELECT ctid FROM job WHERE q = $1 AND state = 4 "
+            "AND ended BETWEEN 1 AND 5 ORDER BY ended, seq LIMIT 50 FOR UPDATE SKIP LOCKED))"
         ),
         "job_done",
     ),
     "oldest failed": (
         (
-            "DELETE FROM job WHERE ctid = ANY (ARRAY(SELECT ctid FROM job WHERE q = $1 AND state = 5 AND ended <= 5 "
-            "ORDER BY ended, seq LIMIT 50 FOR UPDATE SKIP LOCKED))"
+            "DELETE FROM job WHERE ctid = ANY (ARRAY(SELECT ctid FROM job WHERE q = $1 AND state = 5 "
+            "AND ended BETWEEN 1 AND 5 ORDER BY ended, seq LIMIT 50 FOR UPDATE SKIP LOCKED))"
         ),
         "job_failed",
     ),
-    "finish": (
-        "UPDATE job SET state = 4 FROM unnest(ARRAY[$1::bigint, 2, 3]) u(n) WHERE job.n = u.n AND job.token = 't'",
+    "places": (
+        PLACES := "SELECT (SELECT ctid FROM job WHERE q = $1 AND id = u.id) FROM unnest(ARRAY['1', '2']) u(id)",
         "job_pkey",
     ),
-    "by id": ("SELECT * FROM job WHERE q = $1 AND id = 'j1000001'", "job_id"),
+    "by id": ("SELECT * FROM job WHERE q = $1 AND id = 'j1000001'", "job_pkey"),
 }
-SORTED = {"job_active", "job_id", "job_pkey"}
+SORTED = {"job_active", "job_pkey"}
 """Indexes of statements that find so few rows that the planner may sort them, or have no order."""
-# Where rows lie is known from the statement before: no index is needed.
+# Where rows lie is known from the statement before, or from their claim: no index is needed.
 AT_THEIR_PLACES = "UPDATE job AS j SET state = 3 FROM unnest(ARRAY['(0,1)'::tid]) u(place) WHERE j.ctid = u.place"
 
 
@@ -92,7 +100,7 @@ async def test_hot_statements_scan_no_table(store: PostgresStore, raw: Any, anal
         if name != "search_path":
             await raw.execute(f"SET {name} = {value}")
     for what, (sql, index) in HOT.items():
-        (plan,) = json.loads(await raw.fetchval(f"EXPLAIN (FORMAT JSON) {sql.replace('$1', '1', 1)}"))
+        (plan,) = json.loads(await raw.fetchval(f"EXPLAIN (FORMAT JSON) {sql.replace('$1', '1')}"))
         met = list(nodes(plan["Plan"]))
         assert not [node for node in met if node["Node Type"] == "Seq Scan"], what
         assert index in {node.get("Index Name") for node in met}, (what, met)
@@ -100,6 +108,17 @@ async def test_hot_statements_scan_no_table(store: PostgresStore, raw: Any, anal
     (plan,) = json.loads(await raw.fetchval(f"EXPLAIN (FORMAT JSON) {AT_THEIR_PLACES}"))
     assert "Tid Scan" in {node["Node Type"] for node in nodes(plan["Plan"])}
     await raw.execute("ALTER TABLE job RESET (autovacuum_enabled)")
+
+
+async def test_jobs_are_found_by_their_ids_while_the_planner_believes_there_are_few(
+    store: PostgresStore, raw: Any
+) -> None:
+    """A statement planned on the first day is kept by its connection for all that follow."""
+    await add(store, "a")
+    await raw.execute("SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off")
+    (plan,) = json.loads(await raw.fetchval(f"EXPLAIN (FORMAT JSON) {PLACES.replace('$1', '1')}"))
+    conditions = [node["Index Cond"] for node in nodes(plan["Plan"]) if node.get("Index Name")]
+    assert conditions == ["((id = u.id) AND (q = 1))"]
 
 
 async def test_what_is_explained_is_what_is_run(raw: Any) -> None:
@@ -110,10 +129,13 @@ async def test_what_is_explained_is_what_is_run(raw: Any) -> None:
     )
     for what in (
         "FROM job WHERE q = p_q AND state = 1 AND tagset = 0 ORDER BY priority, seq LIMIT p_take FOR UPDATE SKIP",
+        "AND (priority, seq) >= (0, least(p_from, (SELECT seq FROM job WHERE q = p_q AND state = 1 AND tagset = 0",
         "FROM unnest(v_best) WITH ORDINALITY u(place, o) WHERE j.ctid = u.place",
+        "FROM unnest(v_places, v_tokens, p_a) WITH ORDINALITY u(place, token, result, o) WHERE job.ctid = u.place AND",
+        "(SELECT ctid FROM job WHERE q = p_q AND id = u.id) FROM unnest(p_ids)",
         "FROM job WHERE q = p_q AND state = 2 AND due <= p_now ORDER BY due, seq LIMIT p_limit FOR UPDATE SKIP LOCKED",
         "DELETE FROM job WHERE ctid = ANY (ARRAY( SELECT ctid FROM job WHERE q = p_q AND state = 4",
-        "AND state = 4 AND ended <= p_before ORDER BY ended, seq LIMIT p_limit FOR UPDATE SKIP LOCKED))",
+        "state = 4 AND ended BETWEEN p_from AND p_before ORDER BY ended, seq LIMIT p_limit FOR UPDATE SKIP LOCKED))",
         "lease <= v_now AND lapsed <= v_now - p_interval ORDER BY seq DESC FOR UPDATE SKIP LOCKED",
     ):
         assert what in source

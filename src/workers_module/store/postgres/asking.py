@@ -27,7 +27,7 @@ from workers_module.store.values import (
 )
 
 SEPARATOR: Final = "\x1f"
-"""What stands between the tags of a set on the way to the server."""
+"""What stands between ids, tokens, or the tags of a set, on the way to the server."""
 
 
 def joined(tags: Sequence[str]) -> str | None:
@@ -109,25 +109,23 @@ ADD_TYPES: Final = [
 def outcome_args(outcomes: Sequence[Settle]) -> list[Any]:
     """Return the part of ``step_1`` that settles, from ``p_ids`` to ``p_simple``."""
     held = [one.held for one in outcomes]
+    ids = [one.id for one in held]
     who: list[Any] = [
-        [one.id for one in held],
-        handles := [one.handle for one in held],
-        [one.token for one in held],
-        [one.fence for one in held],
+        SEPARATOR.join(ids),
+        SEPARATOR.join([one.token for one in held]),
+        SEPARATOR.join([str(one.fence) for one in held]),
     ]
+    handles = [one.handle for one in held]
     completed = [outcome for _, outcome in outcomes if type(outcome) is Completed]
-    if (
-        len(completed) == len(held)
-        and len(set(handles)) == len(held)
-        and all(handle and handle > 0 for handle in handles)
-    ):
+    if len(completed) == len(held) == len(set(ids)) and None not in handles:
         keep = completed[0].keep if completed else None
         if all(one.keep == keep for one in completed):
             # Half of the arrays say nothing then, and the driver looks at each of their elements.
             kept = [[value] for value in _keep(keep)]
-            return [*who, [], [one.result for one in completed], [], [], [], *kept, True]
+            places = SEPARATOR.join([f"({handle >> 16},{handle & 65535})" for handle in handles if handle is not None])
+            return [*who, places, [], [one.result for one in completed], [], [], [], *kept, True]
     how = zip(*(_outcome(outcome) for _, outcome in outcomes), strict=True)
-    return [*who, *(list(column) for column in how), False]
+    return [*who, "", *(list(column) for column in how), False]
 
 
 _Outcome = tuple[int, bytes | None, bytes | None, int, str | None, int | None, int | None, int]

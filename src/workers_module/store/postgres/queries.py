@@ -65,7 +65,7 @@ class Sql:
     """The statements of a store, with the name of its schema."""
 
     add: str = call("add_1", 26)
-    step: str = call("step_1", 24)
+    step: str = call("step_1", 26)
     renew: str = call("renew_1", 6)
     sweep: str = call("sweep_1", 7)
     edit: str = call("edit_1", 15)

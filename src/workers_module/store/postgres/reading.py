@@ -153,15 +153,18 @@ def to_stored(queue: str, row: Any) -> JobRecord:
 def to_claims(queue: str, token: Token, rows: Sequence[Any]) -> list[Claimed]:
     """Turn claimed rows into claims, in the order they are to be started.
 
-    The handle of a job whose end concerns others, a parent or a deduplication key, is negative.
+    The handle of a job whose end concerns no other, neither a parent nor a deduplication key, is where its row lies.
     """
     if len(rows) > 1:
         rows = sorted(rows, key=_seq)
     claims: list[Claimed] = []
     for row in rows:
         record = to_record(queue, tuple(row), _ACTIVE, None, None)
-        plain = record.parent is None and record.dedup is None
-        claims.append(Claimed(record, Held(record.id, token, record.fence, row[0] if plain else -row[0])))
+        handle: int | None = None
+        if record.parent is None and record.dedup is None:
+            page, line = row[0]
+            handle = page << 16 | line
+        claims.append(Claimed(record, Held(record.id, token, record.fence, handle)))
     return claims
 
 

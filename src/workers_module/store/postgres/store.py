@@ -21,6 +21,7 @@ from workers_module.store.postgres.asking import add_args, held_args, outcome_ar
 from workers_module.store.postgres.calls import ALL, FALLBACK, Calls
 from workers_module.store.postgres.connect import Address, Pool
 from workers_module.store.postgres.events import following, publish
+from workers_module.store.postgres.fronts import Front
 from workers_module.store.postgres.notify import Notifier
 from workers_module.store.postgres.reading import SETTLED, to_claims
 from workers_module.store.postgres.renewer import PostgresRenewer
@@ -99,6 +100,7 @@ class PostgresStore:
         self._migrate: MigrateMode = migrate
         self._listens = wakeup == "listen"
         self._guest = Guest(self._calls, listens=self._listens)
+        self._fronts: dict[str, Front] = {}
         self._info: StoreInfo | None = None
         self._opening: asyncio.Task[StoreInfo] | None = None
         if isinstance(clock, FrozenClock):
@@ -235,6 +237,7 @@ class PostgresStore:
         """Do what `Store.step` says."""
         check_step(req)
         rate = req.rate
+        front = self._fronts.setdefault(req.queue, Front())
         rows = await self._calls.fetch(
             self._calls.sql.step,
             req.queue,
@@ -247,10 +250,13 @@ class PostgresStore:
             None if rate is None else rate.window_ms,
             req.metrics,
             req.resume,
+            *front.begin(),
             *outcome_args(req.outcomes),
             self._calls.instant(req.now),
         )
         claimed, last = rows[:-1], rows[-1]
+        if req.take and not req.tags:
+            front.learn(last["ready_from"], last["done_from"])
         codes: list[int] = last["codes"]
         settled = [SETTLED[code] for code in codes]
         jobs = to_claims(req.queue, req.token, claimed)

@@ -269,36 +269,36 @@ END $$;
 -- --- parents and children ---------------------------------------------------------------------------------------------
 
 -- Note what became of a child, known or new.
-CREATE FUNCTION dep_put(p_parent bigint, p_queue text, p_id text, p_state int, p_value bytea, p_reason bytea)
+CREATE FUNCTION dep_put(p job, p_queue text, p_id text, p_state int, p_value bytea, p_reason bytea)
 RETURNS void LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 DECLARE
     v_old int;
 BEGIN
-    SELECT state INTO v_old FROM dep WHERE parent = p_parent AND queue = p_queue AND id = p_id;
+    SELECT state INTO v_old FROM dep WHERE parent = p.n AND queue = p_queue AND id = p_id;
     IF v_old IS NULL THEN
         INSERT INTO dep (parent, i, queue, id, state, value, reason)
-        SELECT n, children, p_queue, p_id, p_state, p_value, p_reason FROM job WHERE n = p_parent;
+        SELECT n, children, p_queue, p_id, p_state, p_value, p_reason FROM job WHERE q = p.q AND id = p.id;
     ELSE
         UPDATE dep SET state = p_state, value = p_value, reason = p_reason
-        WHERE parent = p_parent AND queue = p_queue AND id = p_id;
+        WHERE parent = p.n AND queue = p_queue AND id = p_id;
     END IF;
     UPDATE job SET
         children = children + (v_old IS NULL)::int,
         pending = pending + (p_state = 0)::int - (coalesce(v_old, 9) = 0)::int,
         broken = broken + (p_state = 2)::int - (coalesce(v_old, 9) = 2)::int
-    WHERE n = p_parent;
+    WHERE q = p.q AND id = p.id;
 END $$;
 
 -- Make a stored job a child: a completed one hands its result over, any other is pending unless it is known.
-CREATE FUNCTION adopted(p_parent bigint, p_queue text, c job) RETURNS void LANGUAGE plpgsql AS $$
+CREATE FUNCTION adopted(p job, p_queue text, c job) RETURNS void LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 BEGIN
-    PERFORM 1 FROM job WHERE n = p_parent FOR UPDATE;
+    PERFORM 1 FROM job WHERE q = p.q AND id = p.id FOR UPDATE;
     IF c.state = 4 THEN
-        PERFORM dep_put(p_parent, p_queue, c.id, 1, c.result, NULL);
-    ELSIF NOT EXISTS (SELECT 1 FROM dep WHERE parent = p_parent AND queue = p_queue AND id = c.id) THEN
-        PERFORM dep_put(p_parent, p_queue, c.id, 0, NULL, NULL);
+        PERFORM dep_put(p, p_queue, c.id, 1, c.result, NULL);
+    ELSIF NOT EXISTS (SELECT 1 FROM dep WHERE parent = p.n AND queue = p_queue AND id = c.id) THEN
+        PERFORM dep_put(p, p_queue, c.id, 0, NULL, NULL);
     END IF;
 END $$;
 
@@ -332,14 +332,15 @@ CREATE FUNCTION released(p job, p_now bigint, p_silent boolean DEFAULT false) RE
 #variable_conflict use_column
 BEGIN
     IF p.delay > 0 THEN
-        UPDATE job SET state = 2, seq = behind(), due = p_now + p.delay, delay = 0 WHERE n = p.n;
+        UPDATE job SET state = 2, seq = behind(), due = p_now + p.delay, delay = 0
+        WHERE q = p.q AND id = p.id;
         PERFORM recounted(p.q, shown(p.state, p.priority), 2);
         IF NOT p_silent THEN
             PERFORM tell(p.q, 'delayed', p.id, raw((p_now + p.delay)::text), NULL);
         END IF;
     ELSE
         UPDATE job SET state = 1, seq = CASE WHEN p.priority > 0 THEN behind() ELSE ahead() END, due = NULL, delay = 0
-        WHERE n = p.n;
+        WHERE q = p.q AND id = p.id;
         PERFORM recounted(p.q, shown(p.state, p.priority), shown(1, p.priority));
         IF NOT p_silent THEN
             PERFORM tell(p.q, 'waiting', p.id, NULL, CASE WHEN p.state = 2 THEN 'delayed' ELSE 'waiting-children' END);
@@ -348,23 +349,23 @@ BEGIN
     PERFORM remembered(p.q);
 END $$;
 
-CREATE FUNCTION released_if_free(p_n bigint, p_now bigint) RETURNS void LANGUAGE plpgsql AS $$
+CREATE FUNCTION released_if_free(p_queue int, p_id text, p_now bigint) RETURNS void LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 DECLARE
     p job;
 BEGIN
-    SELECT * INTO p FROM job WHERE n = p_n FOR UPDATE;
+    SELECT * INTO p FROM job WHERE q = p_queue AND id = p_id FOR UPDATE;
     IF p.state = 6 AND p.pending = 0 THEN
         PERFORM released(p, p_now);
     END IF;
 END $$;
 
 -- Take a pending child off its parent's list.
-CREATE FUNCTION forgotten(p_parent bigint, p_queue text, p_id text) RETURNS void LANGUAGE plpgsql AS $$
+CREATE FUNCTION forgotten(p job, p_queue text, p_id text) RETURNS void LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 BEGIN
-    DELETE FROM dep WHERE parent = p_parent AND queue = p_queue AND id = p_id;
-    UPDATE job SET pending = pending - 1 WHERE n = p_parent;
+    DELETE FROM dep WHERE parent = p.n AND queue = p_queue AND id = p_id;
+    UPDATE job SET pending = pending - 1 WHERE q = p.q AND id = p.id;
 END $$;
 
 CREATE FUNCTION child_completed(p_queue text, c job, p_result bytea, p_now bigint) RETURNS void LANGUAGE plpgsql AS $$
@@ -372,8 +373,8 @@ DECLARE
     p job := waiting_parent(p_queue, c);
 BEGIN
     IF p.n IS NOT NULL THEN
-        PERFORM dep_put(p.n, p_queue, c.id, 1, p_result, NULL);
-        PERFORM released_if_free(p.n, p_now);
+        PERFORM dep_put(p, p_queue, c.id, 1, p_result, NULL);
+        PERFORM released_if_free(p.q, p.id, p_now);
     END IF;
 END $$;
 
@@ -388,20 +389,20 @@ BEGIN
         RETURN;
     END IF;
     IF c.policy = 3 THEN
-        PERFORM forgotten(p.n, p_queue, c.id);
-        PERFORM released_if_free(p.n, p_now);
+        PERFORM forgotten(p, p_queue, c.id);
+        PERFORM released_if_free(p.q, p.id, p_now);
     ELSIF c.policy = 2 THEN
-        PERFORM dep_put(p.n, p_queue, c.id, 3, NULL, p_reason);
-        PERFORM released_if_free(p.n, p_now);
+        PERFORM dep_put(p, p_queue, c.id, 3, NULL, p_reason);
+        PERFORM released_if_free(p.q, p.id, p_now);
     ELSIF c.policy = 1 THEN
-        PERFORM dep_put(p.n, p_queue, c.id, 3, NULL, p_reason);
+        PERFORM dep_put(p, p_queue, c.id, 3, NULL, p_reason);
         IF p.state = 6 THEN
             PERFORM released(p, p_now);
         END IF;
     ELSE
-        PERFORM dep_put(p.n, p_queue, c.id, 2, NULL, p_reason);
+        PERFORM dep_put(p, p_queue, c.id, 2, NULL, p_reason);
         IF p.state NOT IN (4, 5) THEN
-            UPDATE job SET deferred = 'child ' || p_queue || ':' || c.id || ' failed' WHERE n = p.n;
+            UPDATE job SET deferred = 'child ' || p_queue || ':' || c.id || ' failed' WHERE q = p.q AND id = p.id;
         END IF;
         IF p.state = 6 THEN
             PERFORM released(p, p_now);
@@ -418,8 +419,8 @@ DECLARE
     p job := waiting_parent(p_queue, c);
 BEGIN
     IF p.n IS NOT NULL THEN
-        PERFORM forgotten(p.n, p_queue, c.id);
-        PERFORM released_if_free(p.n, p_now);
+        PERFORM forgotten(p, p_queue, c.id);
+        PERFORM released_if_free(p.q, p.id, p_now);
     END IF;
 END $$;
 
@@ -447,7 +448,7 @@ END $$;
 CREATE FUNCTION deleted(j job) RETURNS void LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 BEGIN
-    DELETE FROM job WHERE n = j.n;
+    DELETE FROM job WHERE q = j.q AND id = j.id;
     IF j.logged > 0 THEN
         DELETE FROM log WHERE n = j.n;
     END IF;
@@ -457,38 +458,42 @@ BEGIN
     PERFORM recounted(j.q, shown(j.state, j.priority), NULL);
 END $$;
 
--- Delete the oldest ended jobs: at most p_limit that ended no later than p_before. How many.
-CREATE FUNCTION oldest_deleted(p_q int, p_state int, p_before bigint, p_limit bigint) RETURNS int LANGUAGE plpgsql AS $$
+-- Delete the oldest ended jobs: at most p_limit that ended no later than p_before, looking from p_from on. How many, and
+-- when the last one had ended.
+CREATE FUNCTION oldest_deleted(p_q int, p_state int, p_from bigint, p_before bigint, p_limit bigint, OUT gone int,
+    OUT newest bigint) LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 DECLARE
-    v_gone int;
     v_hung bigint[];
+    v_told boolean;
 BEGIN
     IF p_state = 4 THEN
-        WITH gone AS (
+        WITH old AS (
             DELETE FROM job WHERE ctid = ANY (ARRAY(
-                SELECT ctid FROM job WHERE q = p_q AND state = 4 AND ended <= p_before ORDER BY ended, seq
-                LIMIT p_limit FOR UPDATE SKIP LOCKED))
-            RETURNING n, logged, children
+                SELECT ctid FROM job WHERE q = p_q AND state = 4 AND ended BETWEEN p_from AND p_before
+                ORDER BY ended, seq LIMIT p_limit FOR UPDATE SKIP LOCKED))
+            RETURNING n, ended, logged, children
         )
-        SELECT count(*), array_agg(n) FILTER (WHERE logged > 0 OR children > 0) INTO v_gone, v_hung FROM gone;
+        SELECT count(*), max(ended), array_agg(n) FILTER (WHERE logged > 0 OR children > 0) INTO gone, newest, v_hung
+        FROM old;
     ELSE
-        WITH gone AS (
+        WITH old AS (
             DELETE FROM job WHERE ctid = ANY (ARRAY(
-                SELECT ctid FROM job WHERE q = p_q AND state = 5 AND ended <= p_before ORDER BY ended, seq
-                LIMIT p_limit FOR UPDATE SKIP LOCKED))
-            RETURNING n, logged, children
+                SELECT ctid FROM job WHERE q = p_q AND state = 5 AND ended BETWEEN p_from AND p_before
+                ORDER BY ended, seq LIMIT p_limit FOR UPDATE SKIP LOCKED))
+            RETURNING n, ended, logged, children
         )
-        SELECT count(*), array_agg(n) FILTER (WHERE logged > 0 OR children > 0) INTO v_gone, v_hung FROM gone;
+        SELECT count(*), max(ended), array_agg(n) FILTER (WHERE logged > 0 OR children > 0) INTO gone, newest, v_hung
+        FROM old;
     END IF;
-    IF v_gone > 0 THEN
-        PERFORM counted(p_q, CASE p_state WHEN 4 THEN ARRAY[0, 0, 0, -v_gone, 0, 0, 0] ELSE ARRAY[0, 0, 0, 0, -v_gone, 0, 0] END);
+    IF gone > 0 THEN
+        v_told := counted(p_q, CASE p_state WHEN 4 THEN ARRAY[0, 0, 0, -gone, 0, 0, 0] ELSE ARRAY[0, 0, 0, 0, -gone, 0, 0] END)
+            IS NOT NULL;
     END IF;
     IF v_hung IS NOT NULL THEN
         DELETE FROM log WHERE n = ANY (v_hung);
         DELETE FROM dep WHERE parent = ANY (v_hung);
     END IF;
-    RETURN v_gone;
 END $$;
 
 -- Leave the trimming to the next sweep. The row stays locked until this call has committed: a sweep that does not see
@@ -500,30 +505,41 @@ BEGIN
     ON CONFLICT (q, pid, state, count, age) DO UPDATE SET count = excluded.count;
 END $$;
 
--- Delete the oldest ended jobs that are too many or too old; no events, and deduplication keys stay. False when p_limit
--- did not do.
-CREATE FUNCTION retained(p_q int, p_state int, p_count bigint, p_age bigint, p_limit bigint, p_now bigint)
-RETURNS boolean LANGUAGE plpgsql AS $$
+-- Delete the oldest ended jobs that are too many or too old; no events, and deduplication keys stay. p_from is an instant
+-- before which none had ended when the caller looked last, but for the p_fresh it has ended since: when more are over than
+-- those, others have come. done is false when p_limit did not do; newest is when the last one had ended that is gone.
+CREATE FUNCTION retained(p_q int, p_state int, p_count bigint, p_age bigint, p_limit bigint, p_from bigint, p_fresh int,
+    p_now bigint, OUT done boolean, OUT newest bigint) LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 DECLARE
     v_left bigint := p_limit;
     v_over bigint := 0;
+    k record;
 BEGIN
     -- Two that count at the same time would each delete all that is over, and neither knows what the other one ends.
     IF NOT pg_try_advisory_xact_lock(hashtextextended(current_schema() || '.retain', p_q * 8 + p_state)) THEN
         PERFORM untrimmed_noted(p_q, p_state, p_count, p_age);
-        RETURN true;
+        done := true;
+        RETURN;
     END IF;
     IF p_count IS NOT NULL THEN
         v_over := (SELECT sum(CASE p_state WHEN 4 THEN completed ELSE failed END) FROM tally WHERE q = p_q) - p_count;
-        IF v_over > 0 THEN
-            v_left := v_left - oldest_deleted(p_q, p_state, 9223372036854775807, least(v_over, v_left));
-        END IF;
     END IF;
-    IF p_age IS NOT NULL AND v_left > 0 THEN
-        v_left := v_left - oldest_deleted(p_q, p_state, p_now - p_age, v_left);
+    IF p_from IS NULL OR p_from > p_now OR v_over > p_fresh THEN
+        p_from := -9223372036854775807;
     END IF;
-    RETURN v_left > 0;
+    IF v_over > 0 THEN
+        k := oldest_deleted(p_q, p_state, p_from, 9223372036854775807, least(v_over, v_left));
+        newest := k.newest;
+        v_left := v_left - k.gone;
+    END IF;
+    -- Those that are left are no older than the last that is gone.
+    IF p_age IS NOT NULL AND v_left > 0 AND (newest IS NULL OR newest <= p_now - p_age) THEN
+        k := oldest_deleted(p_q, p_state, p_from, p_now - p_age, v_left);
+        newest := coalesce(k.newest, newest);
+        v_left := v_left - k.gone;
+    END IF;
+    done := v_left > 0;
 END $$;
 
 CREATE FUNCTION previous(j job) RETURNS text LANGUAGE sql IMMUTABLE AS $$
@@ -543,25 +559,28 @@ CREATE FUNCTION family_of(j job) RETURNS SETOF job LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 DECLARE
     v_all bigint[] := ARRAY[j.n];
-    v_stack bigint[] := ARRAY[j.n];
-    v_n bigint;
-    c record;
+    v_family job[] := ARRAY[j];
+    v_stack job[] := ARRAY[j];
+    v_top job;
+    c job;
 BEGIN
     WHILE cardinality(v_stack) > 0 LOOP
-        v_n := v_stack[cardinality(v_stack)];
+        v_top := v_stack[cardinality(v_stack)];
         v_stack := v_stack[1 : cardinality(v_stack) - 1];
         FOR c IN
-            SELECT k.n FROM dep d JOIN queue w ON w.name = d.queue JOIN job k ON k.q = w.q AND k.id = d.id
-            WHERE d.parent = v_n AND d.state = 0 ORDER BY d.i
+            SELECT k.* FROM dep d JOIN queue w ON w.name = d.queue JOIN job k ON k.q = w.q AND k.id = d.id
+            WHERE d.parent = v_top.n AND d.state = 0 ORDER BY d.i
         LOOP
             IF c.n <> ALL (v_all) THEN
                 v_all := v_all || c.n;
-                v_stack := v_stack || c.n;
+                v_family := v_family || c;
+                v_stack := v_stack || c;
             END IF;
         END LOOP;
     END LOOP;
-    FOR i IN REVERSE cardinality(v_all) .. 1 LOOP
-        RETURN QUERY SELECT * FROM job WHERE n = v_all[i] FOR UPDATE;
+    FOR i IN REVERSE cardinality(v_family) .. 1 LOOP
+        c := v_family[i];
+        RETURN QUERY SELECT * FROM job WHERE q = c.q AND id = c.id FOR UPDATE;
     END LOOP;
 END $$;
 
@@ -569,16 +588,16 @@ END $$;
 CREATE FUNCTION removed_soft(p_queue text, j job, p_children boolean, p_now bigint) RETURNS void LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 DECLARE
-    v_ns bigint[] := ARRAY[j.n];
+    v_family job[] := ARRAY[j];
     c job;
 BEGIN
     IF p_children THEN
-        v_ns := ARRAY(SELECT n FROM family_of(j));
+        v_family := ARRAY(SELECT f FROM family_of(j) f);
     END IF;
     PERFORM child_gone(p_queue, j, p_now);
-    FOR i IN 1 .. cardinality(v_ns) LOOP
+    FOR i IN 1 .. cardinality(v_family) LOOP
         -- Its parent's release may have changed it: a family can be tied to itself.
-        SELECT * INTO c FROM job WHERE n = v_ns[i] FOR UPDATE;
+        SELECT * INTO c FROM job WHERE q = (v_family[i]).q AND id = (v_family[i]).id FOR UPDATE;
         IF FOUND THEN
             PERFORM keys_dropped(c);
             PERFORM deleted(c);
@@ -602,7 +621,7 @@ BEGIN
     IF p.n IS NULL THEN
         RETURN;
     END IF;
-    PERFORM forgotten(p.n, p_queue, j.id);
+    PERFORM forgotten(p, p_queue, j.id);
     IF p.state <> 6 OR p.pending > 1 THEN
         RETURN;
     END IF;

@@ -175,7 +175,7 @@ BEGIN
     PERFORM tell(p_q, 'deduplicated', d.id, raw(s.dedup), s.id);
     IF p_mode = 'reschedule' AND o.state = 2 THEN
         v_due := coalesce(s.due, coalesce(s.stamp, p_now) + s.delay);
-        UPDATE job SET due = v_due, seq = behind() WHERE n = o.n;
+        UPDATE job SET due = v_due, seq = behind() WHERE q = o.q AND id = o.id;
         PERFORM tell(p_q, 'delayed', o.id, raw(v_due::text), NULL);
     END IF;
     RETURN d;
@@ -215,7 +215,6 @@ DECLARE
     v_qs int[];
     v_all int[];
     v_ids text[] := p_ids;
-    v_ns bigint[] := array_fill(NULL::bigint, ARRAY[cardinality(p_data)]);
     v_seqs regclass[];
     v_parents boolean[] := array_fill(false, ARRAY[cardinality(p_data)]);
     v_owners text[] := array_fill(NULL::text, ARRAY[cardinality(p_data)]);
@@ -375,44 +374,44 @@ BEGIN
                 -- Somebody else has just stored this id.
                 RAISE EXCEPTION 'an id was taken twice' USING ERRCODE = '40001';
             END IF;
-            v_ns[i] := v_n;
             IF p_above[i] IS NULL AND s.parent_id IS NOT NULL THEN
-                SELECT * INTO c FROM job WHERE n = v_n;
-                PERFORM adopted(j.n, p_queues[p_at[i]], c) FROM job j WHERE j.q = queue_found(s.parent_queue) AND j.id = s.parent_id;
+                SELECT * INTO c FROM job WHERE q = v_q AND id = s.id;
+                PERFORM adopted(j, p_queues[p_at[i]], c) FROM job j WHERE j.q = queue_found(s.parent_queue) AND j.id = s.parent_id;
             END IF;
             IF NOT v_parents[i] THEN
                 RETURN QUERY SELECT i::bigint, s.id, v_state, 0, NULL::text, i;
             END IF;
         ELSE
-            v_ns[i] := c.n;
             v_known[i] := true;
             IF s.parent_id IS NOT NULL THEN
-                UPDATE job SET parent_queue = s.parent_queue, parent_id = s.parent_id, policy = s.policy WHERE n = c.n;
+                UPDATE job SET parent_queue = s.parent_queue, parent_id = s.parent_id, policy = s.policy
+                WHERE q = c.q AND id = c.id;
                 IF p_above[i] IS NULL THEN
                     SELECT * INTO p FROM job WHERE q = queue_found(s.parent_queue) AND id = s.parent_id FOR UPDATE;
-                    PERFORM adopted(p.n, p_queues[p_at[i]], c);
-                    PERFORM released_if_free(p.n, v_now);
+                    PERFORM adopted(p, p_queues[p_at[i]], c);
+                    PERFORM released_if_free(p.q, p.id, v_now);
                 END IF;
             END IF;
             PERFORM tell(v_q, 'duplicated', c.id, NULL, NULL);
             IF NOT v_parents[i] THEN
-                SELECT * INTO c FROM job WHERE n = c.n;
+                SELECT * INTO c FROM job WHERE q = c.q AND id = c.id;
                 RETURN QUERY SELECT i::bigint, c.id, shown(c.state, c.priority), 1, NULL::text, i;
             END IF;
         END IF;
         IF v_parents[i] THEN
+            SELECT * INTO p FROM job WHERE q = v_q AND id = s.id;
             FOR k IN 1 .. i - 1 LOOP
                 IF p_above[k] = i THEN
-                    SELECT * INTO c FROM job WHERE n = v_ns[k];
-                    PERFORM adopted(v_ns[i], p_queues[p_at[k]], c);
+                    SELECT * INTO c FROM job WHERE q = v_all[k] AND id = v_ids[k];
+                    PERFORM adopted(p, p_queues[p_at[k]], c);
                 END IF;
             END LOOP;
         END IF;
     END LOOP;
     FOR i IN 1 .. v_count LOOP
         IF v_parents[i] THEN
-            PERFORM released_if_free(v_ns[i], v_now);
-            SELECT * INTO c FROM job WHERE n = v_ns[i];
+            PERFORM released_if_free(v_all[i], v_ids[i], v_now);
+            SELECT * INTO c FROM job WHERE q = v_all[i] AND id = v_ids[i];
             RETURN QUERY SELECT i::bigint, c.id, shown(c.state, c.priority), v_known[i]::int, NULL::text, i;
         END IF;
     END LOOP;

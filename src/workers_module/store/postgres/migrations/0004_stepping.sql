@@ -2,6 +2,13 @@
 --
 -- The consumer's calls: settle, make due jobs ready, claim, renew; and the sweep.
 
+-- Where the rows of some jobs lie; null for one that is not there. One by one: a plan for all of them that was made while
+-- the table was empty would read the whole queue.
+CREATE FUNCTION places_of(p_q int, p_ids text[]) RETURNS tid[] LANGUAGE plpgsql STABLE AS $$
+BEGIN
+    RETURN ARRAY(SELECT (SELECT ctid FROM job WHERE q = p_q AND id = u.id) FROM unnest(p_ids) WITH ORDINALITY u(id, o) ORDER BY u.o);
+END $$;
+
 CREATE FUNCTION is_held(j job, p_token text, p_fence int, p_now bigint) RETURNS boolean LANGUAGE sql IMMUTABLE AS $$
     SELECT coalesce(j.state = 3 AND (j.token = p_token OR (j.fence = p_fence AND j.lease <= p_now)), false)
 $$;
@@ -10,7 +17,8 @@ $$;
 CREATE FUNCTION left_active(j job, p_state int, p_seq bigint) RETURNS void LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 BEGIN
-    UPDATE job SET state = p_state, seq = p_seq, token = NULL, lease = NULL, lapsed = NULL, cancel = false WHERE n = j.n;
+    UPDATE job SET state = p_state, seq = p_seq, token = NULL, lease = NULL, lapsed = NULL, cancel = false
+    WHERE q = j.q AND id = j.id;
     PERFORM recounted(j.q, 3, shown(p_state, j.priority));
 END $$;
 
@@ -23,7 +31,7 @@ BEGIN
         PERFORM tell(j.q, 'waiting', j.id, NULL, 'active');
     ELSE
         PERFORM left_active(j, 2, behind());
-        UPDATE job SET due = p_now + p_delay WHERE n = j.n;
+        UPDATE job SET due = p_now + p_delay WHERE q = j.q AND id = j.id;
         PERFORM tell(j.q, 'delayed', j.id, raw((p_now + p_delay)::text), NULL);
     END IF;
 END $$;
@@ -31,20 +39,15 @@ END $$;
 -- Settle one outcome: kind 0 Completed (a: result), 1 Failed (a: reason), 2 Retry (a: reason), 3 Snooze, 4 Release,
 -- 5 WaitChildren. Codes: 0 ok, 1 missing, 2 already, 3 lease lost, 4 pending, 5 child failed, 6 nothing pending.
 CREATE FUNCTION settled_one(
-    p_q int, p_queue text, p_id text, p_handle bigint, p_token text, p_fence int, p_kind int, p_a bytea, p_trace bytea,
+    p_q int, p_queue text, p_id text, p_token text, p_fence int, p_kind int, p_a bytea, p_trace bytea,
     p_delay bigint, p_child text, p_keep bigint, p_now bigint
 ) RETURNS int LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 DECLARE
     j job;
 BEGIN
-    IF p_handle IS NOT NULL THEN
-        SELECT * INTO j FROM job WHERE n = abs(p_handle) AND q = p_q AND id = p_id FOR UPDATE;
-    END IF;
-    IF j.n IS NULL THEN
-        SELECT * INTO j FROM job WHERE q = p_q AND id = p_id FOR UPDATE;
-    END IF;
-    IF j.n IS NULL THEN
+    SELECT * INTO j FROM job WHERE q = p_q AND id = p_id FOR UPDATE;
+    IF NOT FOUND THEN
         RETURN 1;
     END IF;
     IF NOT is_held(j, p_token, p_fence, p_now) THEN
@@ -68,7 +71,7 @@ BEGIN
             PERFORM deleted(j);
         ELSE
             PERFORM left_active(j, 4, behind());
-            UPDATE job SET ended = p_now, attempts = attempts + 1, result = p_a WHERE n = j.n;
+            UPDATE job SET ended = p_now, attempts = attempts + 1, result = p_a WHERE q = j.q AND id = j.id;
         END IF;
         PERFORM tell(p_q, 'completed', j.id, p_a, 'active');
     ELSIF p_kind = 1 THEN
@@ -81,14 +84,15 @@ BEGIN
         ELSE
             PERFORM left_active(j, 5, behind());
             UPDATE job SET ended = p_now, attempts = attempts + 1, deferred = NULL, reason = p_a,
-                trace = coalesce(p_trace, trace) WHERE n = j.n;
+                trace = coalesce(p_trace, trace) WHERE q = j.q AND id = j.id;
         END IF;
         PERFORM tell(p_q, 'failed', j.id, p_a, 'active');
         IF j.attempts + 1 >= j.max_attempts THEN
             PERFORM tell(p_q, 'retries-exhausted', j.id, raw((j.attempts + 1)::text), NULL);
         END IF;
     ELSIF p_kind = 2 THEN
-        UPDATE job SET attempts = attempts + 1, reason = p_a, trace = coalesce(p_trace, trace) WHERE n = j.n;
+        UPDATE job SET attempts = attempts + 1, reason = p_a, trace = coalesce(p_trace, trace)
+        WHERE q = j.q AND id = j.id;
         PERFORM put_off(j, p_delay, p_now);
     ELSIF p_kind = 3 THEN
         PERFORM put_off(j, p_delay, p_now);
@@ -104,7 +108,7 @@ BEGIN
             RETURN 6;
         END IF;
         PERFORM left_active(j, 6, behind());
-        UPDATE job SET delay = 0 WHERE n = j.n;
+        UPDATE job SET delay = 0 WHERE q = j.q AND id = j.id;
         PERFORM tell(p_q, 'waiting-children', j.id, NULL, 'active');
     END IF;
     RETURN 0;
@@ -141,57 +145,75 @@ END $$;
 CREATE FUNCTION promoted(p_q int, p_limit bigint, p_now bigint) RETURNS int LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 DECLARE
-    v_ns bigint[];
+    v_places tid[];
     v_events told[];
     v_high int;
     v_base bigint;
     d bigint[] := zeros();
 BEGIN
-    v_ns := ARRAY(SELECT n FROM job WHERE q = p_q AND state = 2 AND due <= p_now ORDER BY due, seq
+    v_places := ARRAY(SELECT ctid FROM job WHERE q = p_q AND state = 2 AND due <= p_now ORDER BY due, seq
         LIMIT p_limit FOR UPDATE SKIP LOCKED);
-    IF cardinality(v_ns) = 0 THEN
+    IF cardinality(v_places) = 0 THEN
         RETURN 0;
     END IF;
     v_base := behind();
     WITH ready AS (
         UPDATE job SET state = 1, due = NULL, seq = v_base + CASE WHEN u.o < 1024 THEN u.o ELSE behind() - v_base END
-        FROM unnest(v_ns) WITH ORDINALITY u(n, o) WHERE job.n = u.n
+        FROM unnest(v_places) WITH ORDINALITY u(place, o) WHERE job.ctid = u.place
         RETURNING u.o, job.id, job.priority
     )
     SELECT array_agg(ROW('waiting', id, NULL, 'delayed')::told ORDER BY o), count(*) FILTER (WHERE priority > 0)
     INTO v_events, v_high FROM ready;
-    d[1] := cardinality(v_ns) - v_high;
-    d[2] := -cardinality(v_ns);
+    d[1] := cardinality(v_places) - v_high;
+    d[2] := -cardinality(v_places);
     d[7] := v_high;
     PERFORM counted(p_q, d);
     PERFORM written(p_q, v_events);
-    RETURN cardinality(v_ns);
+    RETURN cardinality(v_places);
 END $$;
 
 -- The best jobs of some sets of tags, locked (others skip them), in order; where they lie, which nobody can change now.
-CREATE FUNCTION best(p_q int, p_tags text[], p_take bigint, OUT places tid[], OUT ids text[], OUT high boolean[],
-    OUT deferred boolean[]) LANGUAGE plpgsql AS $$
+-- p_from is a place before which nothing is ready, as far as the caller knows, but for what was put in front: an index keeps
+-- the entries of claimed jobs until a vacuum, and who began at its front each time would walk past more and more of them.
+-- Once that does not give enough, all is looked at. last is where the next call may begin.
+CREATE FUNCTION best(p_q int, p_tags text[], p_take bigint, p_from bigint, OUT places tid[], OUT ids text[], OUT high int,
+    OUT last bigint) LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 DECLARE
     v_sets int[];
 BEGIN
-    IF p_tags IS NULL THEN
-        SELECT array_agg(b.place), array_agg(b.id), array_agg(b.priority > 0), array_agg(b.deferred IS NOT NULL)
-        INTO places, ids, high, deferred
-        FROM (
-            SELECT ctid AS place, id, priority, deferred FROM job WHERE q = p_q AND state = 1 AND tagset = 0
-            ORDER BY priority, seq LIMIT p_take FOR UPDATE SKIP LOCKED
-        ) b;
-    ELSE
+    IF p_tags IS NOT NULL THEN
         v_sets := ARRAY(SELECT t.id FROM tagset t WHERE t.q = p_q AND t.tags && p_tags);
-        SELECT array_agg(c.place), array_agg(c.id), array_agg(c.priority > 0), array_agg(c.deferred IS NOT NULL)
-        INTO places, ids, high, deferred
+        SELECT array_agg(c.place), array_agg(c.id), count(*) FILTER (WHERE c.priority > 0)
+        INTO places, ids, high
         FROM (
-            SELECT b.place, b.id, b.priority, b.deferred FROM unnest(v_sets) t(id) CROSS JOIN LATERAL (
-                SELECT ctid AS place, id, priority, seq, deferred FROM job WHERE q = p_q AND state = 1 AND tagset = t.id
+            SELECT b.place, b.id, b.priority FROM unnest(v_sets) t(id) CROSS JOIN LATERAL (
+                SELECT ctid AS place, id, priority, seq FROM job WHERE q = p_q AND state = 1 AND tagset = t.id
                 ORDER BY priority, seq LIMIT p_take FOR UPDATE SKIP LOCKED
             ) b ORDER BY b.priority, b.seq LIMIT p_take
         ) c;
+        RETURN;
+    END IF;
+    IF p_from IS NOT NULL THEN
+        SELECT array_agg(b.place), array_agg(b.id), count(*) FILTER (WHERE b.priority > 0), max(b.seq)
+        INTO places, ids, high, last
+        FROM (
+            SELECT ctid AS place, id, priority, seq FROM job WHERE q = p_q AND state = 1 AND tagset = 0
+                AND (priority, seq) >= (0, least(p_from, (SELECT seq FROM job WHERE q = p_q AND state = 1 AND tagset = 0
+                    AND priority = 0 AND seq < 0 ORDER BY seq LIMIT 1)))
+            ORDER BY priority, seq LIMIT p_take FOR UPDATE SKIP LOCKED
+        ) b;
+    END IF;
+    IF p_from IS NULL OR cardinality(places) IS DISTINCT FROM p_take THEN
+        SELECT array_agg(b.place), array_agg(b.id), count(*) FILTER (WHERE b.priority > 0), max(b.seq)
+        INTO places, ids, high, last
+        FROM (
+            SELECT ctid AS place, id, priority, seq FROM job WHERE q = p_q AND state = 1 AND tagset = 0
+            ORDER BY priority, seq LIMIT p_take FOR UPDATE SKIP LOCKED
+        ) b;
+    END IF;
+    IF high > 0 OR cardinality(places) IS DISTINCT FROM p_take THEN
+        last := NULL;
     END IF;
 END $$;
 
@@ -212,34 +234,44 @@ BEGIN
     PERFORM written(p_q, ARRAY[ROW('drained', NULL, NULL, NULL)::told]);
 END $$;
 
--- Settle outcomes, then claim. p_simple: all are Completed, of different jobs with a handle that is not negative, and
--- kept alike; then of the arrays from p_kinds on there is only p_a, and one element of those that say what is kept.
--- Rows out: the claimed jobs by seq, and one with n null that holds all else.
--- Each expression costs some microseconds the first time in a transaction, and each statement ten: that is why what
--- is not needed is not asked for.
+-- Settle outcomes, then claim. p_simple: all are Completed, of different jobs whose end concerns no other, and kept alike;
+-- then of the arrays from p_kinds on there is only p_a, and one element of those that say what is kept.
+-- p_ids, p_tokens, p_fences and p_places (where each row lay when it was claimed) are texts with a separator, which a
+-- driver writes faster than an array's elements.
+-- Rows out: the claimed jobs, and one with place null that holds all else. ready_from and done_from are what the next call may
+-- give as p_ready_from and p_done_from: places and instants before which there is nothing to claim and to delete.
+-- Each expression costs some microseconds the first time in a transaction, and each statement thirty: that is why what is
+-- not needed is not asked for, and why functions are called in assignments.
 CREATE FUNCTION step_1(
     p_queue text, p_worker bytea, p_token text, p_take int, p_lease bigint, p_tags text[], p_rate bigint,
-    p_window bigint, p_metrics int, p_resume boolean, p_ids text[], p_handles bigint[], p_tokens text[],
-    p_fences int[], p_kinds smallint[], p_a bytea[], p_traces bytea[], p_delays bigint[], p_children text[],
+    p_window bigint, p_metrics int, p_resume boolean, p_ready_from bigint, p_done_from bigint, p_ids text,
+    p_tokens text, p_fences text, p_places text, p_kinds smallint[], p_a bytea[], p_traces bytea[], p_delays bigint[], p_children text[],
     p_keep_counts bigint[], p_keep_ages bigint[], p_keep_limits bigint[], p_simple boolean, p_instant bigint
 ) RETURNS TABLE (
-    n bigint, seq bigint, id text, name bytea, data bytea, opts bytea, priority int, tags text[], attempts int,
+    place tid, seq bigint, id text, name bytea, data bytea, opts bytea, priority int, tags text[], attempts int,
     max_attempts int, crashes int, fence int, added bigint, started bigint, lifo boolean, on_crash boolean,
     cancel boolean, worker bytea, parent_queue text, parent_id text, policy smallint, schedule text, dedup text,
     deferred text, progress bytea, reason bytea, trace bytea, result bytea,
-    codes smallint[], wake_at bigint, paused boolean, now bigint, hint int, tagged boolean, news text[]
+    codes smallint[], wake_at bigint, paused boolean, now bigint, hint int, tagged boolean, news text[],
+    ready_from bigint, done_from bigint
 ) LANGUAGE plpgsql SET search_path FROM CURRENT SET enable_seqscan = off SET enable_hashjoin = off
 SET enable_mergejoin = off SET jit = off SET plan_cache_mode = force_generic_plan AS $$
 #variable_conflict use_column
 DECLARE
     v_now bigint := coalesce(p_instant, floor(extract(epoch FROM clock_timestamp()) * 1000)::bigint);
     w queue;
-    v_count int := cardinality(p_ids);
+    v_ended text[] := string_to_array(p_ids, E'\x1f');
+    v_tokens text[] := string_to_array(p_tokens, E'\x1f');
+    v_fences int[];
+    v_count int := cardinality(v_ended);
     v_codes smallint[] := '{}';
     v_code smallint;
     v_kind int;
     v_done bigint[];
+    v_places tid[];
+    v_looked boolean := false;
     v_quick int := 0;
+    v_some int;
     v_completed int := 0;
     v_failed int := 0;
     v_kept int := 0;
@@ -252,25 +284,28 @@ DECLARE
     v_window bigint;
     v_room bigint := p_take;
     v_best tid[];
-    v_held bigint[];
+    v_held text[];
     v_ids text[];
-    v_highs boolean[];
-    v_deferred boolean[];
+    v_last bigint;
+    v_newest bigint;
+    v_starts boolean[];
     v_taken int := 0;
     v_high int := 0;
     v_freed int := 0;
     v_hint int := 0;
     v_closed bigint;
+    v_told boolean;
     k record;
     c bigint[];
 BEGIN
     SELECT * INTO w FROM queue WHERE queue.name = p_queue;
     IF w.q IS NULL THEN
-        RETURN QUERY SELECT NULL::bigint, NULL::bigint, NULL::text, NULL::bytea, NULL::bytea, NULL::bytea, NULL::int,
+        RETURN QUERY SELECT NULL::tid, NULL::bigint, NULL::text, NULL::bytea, NULL::bytea, NULL::bytea, NULL::int,
             NULL::text[], NULL::int, NULL::int, NULL::int, NULL::int, NULL::bigint, NULL::bigint, NULL::boolean,
             NULL::boolean, NULL::boolean, NULL::bytea, NULL::text, NULL::text, NULL::smallint, NULL::text, NULL::text,
             NULL::text, NULL::bytea, NULL::bytea, NULL::bytea, NULL::bytea,
-            array_fill(1::smallint, ARRAY[v_count]), NULL::bigint, false, v_now, 0, false, '{}'::text[];
+            array_fill(1::smallint, ARRAY[v_count]), NULL::bigint, false, v_now, 0, false, '{}'::text[], NULL::bigint,
+            NULL::bigint;
         RETURN;
     END IF;
     IF w.concurrency IS NOT NULL OR w.rate_max IS NOT NULL OR p_rate IS NOT NULL OR w.rate_until > v_now THEN
@@ -282,60 +317,70 @@ BEGIN
     END IF;
 
     -- Settle. The usual case, jobs that depend on nothing and complete, is one statement. A token is there only while
-    -- its job is active. No condition that another index has: that one may be full of dead entries.
+    -- its job is active. Rows are where their claim left them, unless something was written to them since: then they are
+    -- looked up.
     IF v_count > 0 THEN
         IF p_simple THEN
             v_base := nextval('place') * 1024;
-            IF p_keep_counts[1] = 0 THEN
-                WITH gone AS (
-                    DELETE FROM job USING unnest(p_handles, p_tokens) WITH ORDINALITY u(n, token, o)
-                    WHERE job.n = u.n AND job.token = u.token AND job.children = 0 AND job.logged = 0
-                        AND job.dedup IS NULL AND job.parent_queue IS NULL
-                    RETURNING u.o
-                )
-                SELECT array_agg(gone.o) INTO v_done FROM gone;
-            ELSE
-                WITH ended AS (
+            v_places := string_to_array(p_places, E'\x1f')::tid[];
+            LOOP
+                IF p_keep_counts[1] = 0 THEN
+                    WITH gone AS (
+                        DELETE FROM job USING unnest(v_places, v_tokens) WITH ORDINALITY u(place, token, o)
+                        WHERE job.ctid = u.place AND job.token = u.token AND job.children = 0 AND job.logged = 0
+                            AND job.dedup IS NULL AND job.parent_queue IS NULL
+                        RETURNING u.o
+                    )
+                    SELECT v_done || array_agg(gone.o) INTO v_done FROM gone;
+                    v_quick := coalesce(cardinality(v_done), 0);
+                ELSE
                     UPDATE job SET state = 4, ended = v_now, seq = v_base + u.o, attempts = job.attempts + 1,
                         token = NULL, lease = NULL, lapsed = NULL, cancel = false, result = u.result
-                    FROM unnest(p_handles, p_tokens, p_a) WITH ORDINALITY u(n, token, result, o)
-                    WHERE job.n = u.n AND job.token = u.token AND job.children = 0
-                        AND job.dedup IS NULL AND job.parent_queue IS NULL
-                    RETURNING u.o
-                )
-                SELECT array_agg(ended.o) INTO v_done FROM ended;
-            END IF;
-            v_quick := coalesce(cardinality(v_done), 0);
+                    FROM unnest(v_places, v_tokens, p_a) WITH ORDINALITY u(place, token, result, o)
+                    WHERE job.ctid = u.place AND job.token = u.token AND job.children = 0
+                        AND job.dedup IS NULL AND job.parent_queue IS NULL;
+                    GET DIAGNOSTICS v_some = ROW_COUNT;
+                    v_quick := v_quick + v_some;
+                    v_kept := v_quick;
+                END IF;
+                EXIT WHEN v_looked OR v_quick = v_count;
+                v_places := places_of(w.q, v_ended);
+                v_looked := true;
+            END LOOP;
             v_completed := v_quick;
-            v_kept := CASE WHEN p_keep_counts[1] = 0 THEN 0 ELSE v_quick END;
         END IF;
         IF v_quick = v_count THEN
             v_codes := array_fill(0::smallint, ARRAY[v_count]);
             v_freed := v_count;
         ELSE
             v_slow := true;
+            v_fences := string_to_array(p_fences, E'\x1f')::int[];
+            IF v_kept > 0 THEN
+                v_done := ARRAY(SELECT u.o FROM unnest(places_of(w.q, v_ended)) WITH ORDINALITY u(place, o)
+                    JOIN job ON job.ctid = u.place WHERE job.seq = v_base + u.o);
+            END IF;
             IF v_quick > 0 THEN
                 PERFORM counted(w.q, ARRAY[0, 0, -v_quick, v_kept, 0, 0, 0]);
                 PERFORM written(w.q, ARRAY(SELECT ROW('completed', u.id, u.a, 'active')::told
-                    FROM unnest(p_ids, p_a) WITH ORDINALITY u(id, a, o) WHERE u.o = ANY (v_done) ORDER BY u.o));
+                    FROM unnest(v_ended, p_a) WITH ORDINALITY u(id, a, o) WHERE u.o = ANY (v_done) ORDER BY u.o));
                 v_freed := v_quick;
                 v_quick := 0;
                 v_kept := 0;
             END IF;
             -- The rows other calls may want as well, in one order.
-            PERFORM 1 FROM job WHERE job.n IN (
-                SELECT j.n FROM unnest(p_ids) u(id) JOIN job j ON j.q = w.q AND j.id = u.id
+            PERFORM 1 FROM (
+                SELECT unnest(places_of(w.q, v_ended)) AS place
                 UNION
-                SELECT p.n FROM unnest(p_ids) u(id) JOIN job j ON j.q = w.q AND j.id = u.id
+                SELECT p.ctid FROM unnest(places_of(w.q, v_ended)) u(place) JOIN job j ON j.ctid = u.place
                 JOIN queue pq ON pq.name = j.parent_queue JOIN job p ON p.q = pq.q AND p.id = j.parent_id
-            ) ORDER BY job.n FOR UPDATE;
+            ) one JOIN job ON job.ctid = one.place ORDER BY job.n FOR UPDATE OF job;
             FOR i IN 1 .. v_count LOOP
                 IF i = ANY (v_done) THEN
                     v_codes[i] := 0;
                     CONTINUE;
                 END IF;
                 v_kind := CASE WHEN p_simple THEN 0 ELSE p_kinds[i] END;
-                v_code := settled_one(w.q, p_queue, p_ids[i], p_handles[i], p_tokens[i], p_fences[i], v_kind, p_a[i],
+                v_code := settled_one(w.q, p_queue, v_ended[i], v_tokens[i], v_fences[i], v_kind, p_a[i],
                     p_traces[i], p_delays[i], p_children[i], p_keep_counts[CASE WHEN p_simple THEN 1 ELSE i END], v_now);
                 v_codes[i] := v_code;
                 IF v_code = 0 THEN
@@ -359,8 +404,8 @@ BEGIN
     END IF;
 
     IF p_resume THEN
-        v_held := ARRAY(SELECT job.n FROM job WHERE job.q = w.q AND job.state = 3 AND job.token = p_token);
-        UPDATE job SET lease = v_now + p_lease, lapsed = NULL WHERE job.n = ANY (v_held);
+        v_held := ARRAY(SELECT job.id FROM job WHERE job.q = w.q AND job.state = 3 AND job.token = p_token);
+        UPDATE job SET lease = v_now + p_lease, lapsed = NULL WHERE job.q = w.q AND job.id = ANY (v_held);
         v_room := p_take - cardinality(v_held);
     END IF;
 
@@ -380,52 +425,59 @@ BEGIN
         END IF;
     END IF;
     IF v_room > 0 AND NOT w.paused THEN
-        SELECT * INTO v_best, v_ids, v_highs, v_deferred FROM best(w.q, p_tags, v_room);
+        k := best(w.q, p_tags, v_room, p_ready_from);
+        v_best := k.places;
+        v_ids := k.ids;
+        v_high := k.high;
+        v_last := k.last;
         IF v_rate IS NOT NULL AND v_best IS NOT NULL THEN
             IF w.rate_until <= v_now THEN
                 w.rate_used := 0;
             END IF;
+            -- A job that will only be failed uses no start.
+            SELECT array_agg(j.deferred IS NULL ORDER BY u.o) INTO v_starts
+            FROM unnest(v_best) WITH ORDINALITY u(place, o) JOIN job j ON j.ctid = u.place;
             FOR i IN 1 .. cardinality(v_best) LOOP
                 IF w.rate_used >= v_rate THEN
                     v_best := v_best[1 : i - 1];
                     v_ids := v_ids[1 : i - 1];
-                    v_highs := v_highs[1 : i - 1];
+                    v_last := NULL;
                     EXIT;
                 END IF;
-                -- A job that will only be failed uses no start.
-                IF NOT v_deferred[i] THEN
+                IF v_starts[i] THEN
                     w.rate_used := w.rate_used + 1;
                     IF w.rate_used = 1 THEN
                         w.rate_until := v_now + v_window;
                     END IF;
                 END IF;
             END LOOP;
+            v_high := (SELECT count(*) FROM unnest(v_best) u(place) JOIN job j ON j.ctid = u.place WHERE j.priority > 0);
             UPDATE queue SET rate_used = w.rate_used, rate_until = w.rate_until WHERE queue.q = w.q;
         END IF;
         v_taken := coalesce(cardinality(v_best), 0);
     END IF;
     IF v_taken > 0 THEN
-        v_high := cardinality(array_positions(v_highs, true));
         v_base := nextval('place') * 1024;
         -- Positions beyond the gap between two places are only met by claims of more than a thousand.
         RETURN QUERY UPDATE job AS j SET state = 3, seq = v_base + u.o, token = p_token, lease = v_now + p_lease,
                 lapsed = NULL, started = v_now, worker = p_worker, fence = j.fence + 1
             FROM unnest(v_best) WITH ORDINALITY u(place, o) WHERE j.ctid = u.place
-            RETURNING j.n, j.seq, j.id, j.name, j.data, j.opts, j.priority,
+            RETURNING j.ctid, j.seq, j.id, j.name, j.data, j.opts, j.priority,
                 CASE WHEN j.tagset <> 0 THEN (SELECT t.tags FROM tagset t WHERE t.id = j.tagset) END, j.attempts,
                 j.max_attempts, j.crashes, j.fence, j.added, j.started, j.lifo, j.on_crash, j.cancel, j.worker,
                 j.parent_queue, j.parent_id, j.policy, j.schedule, j.dedup, j.deferred, j.progress, j.reason, j.trace,
                 j.result, NULL::smallint[], NULL::bigint, NULL::boolean, NULL::bigint, NULL::int, NULL::boolean,
-                NULL::text[];
+                NULL::text[], NULL::bigint, NULL::bigint;
         IF v_taken >= 1024 THEN
             PERFORM nextval('place') FROM generate_series(1, v_taken / 1024);
         END IF;
     END IF;
     IF v_quick + v_taken > 0 THEN
-        PERFORM counted(w.q, ARRAY[v_high - v_taken, 0, v_taken - v_quick, v_kept, 0, 0, -v_high]),
-            written(w.q, w.events, v_quick + v_taken,
+        v_told := counted(w.q, ARRAY[v_high - v_taken, 0, v_taken - v_quick, v_kept, 0, 0, -v_high]) IS NOT NULL
+            AND written(w.q, w.events, v_quick + v_taken,
                 array_fill('c'::text, ARRAY[v_quick]) || array_fill('a'::text, ARRAY[v_taken]),
-                CASE WHEN v_quick > 0 THEN p_ids || v_ids ELSE v_ids END, CASE WHEN v_quick > 0 THEN p_a END, NULL);
+                CASE WHEN v_quick > 0 THEN v_ended || v_ids ELSE v_ids END, CASE WHEN v_quick > 0 THEN p_a END, NULL)
+                IS NOT NULL;
     END IF;
 
     IF v_completed + v_failed > 0 THEN
@@ -439,7 +491,8 @@ BEGIN
         END IF;
         IF p_simple THEN
             IF p_keep_counts[1] > 0 OR (p_keep_counts[1] IS NULL AND p_keep_ages[1] IS NOT NULL) THEN
-                PERFORM retained(w.q, 4, p_keep_counts[1], p_keep_ages[1], p_keep_limits[1], v_now);
+                k := retained(w.q, 4, p_keep_counts[1], p_keep_ages[1], p_keep_limits[1], p_done_from, v_quick, v_now);
+                v_newest := k.newest;
             END IF;
         ELSE
             FOR k IN
@@ -447,7 +500,7 @@ BEGIN
                 FROM unnest(p_kinds, p_keep_counts, p_keep_ages, p_keep_limits, v_codes) u(kind, count, age, limit_, code)
                 WHERE u.code = 0 AND u.kind < 2 AND u.count IS DISTINCT FROM 0 AND (u.count IS NOT NULL OR u.age IS NOT NULL)
             LOOP
-                PERFORM retained(w.q, 4 + k.kind, k.count, k.age, k.limit_, v_now);
+                PERFORM retained(w.q, 4 + k.kind, k.count, k.age, k.limit_, NULL, NULL, v_now);
             END LOOP;
         END IF;
     END IF;
@@ -474,11 +527,12 @@ BEGIN
         END IF;
     END IF;
     IF cardinality(v_held) > 0 THEN
-        RETURN QUERY SELECT j.n, j.seq, j.id, j.name, j.data, j.opts, j.priority, t.tags, j.attempts, j.max_attempts,
+        RETURN QUERY SELECT j.ctid, j.seq, j.id, j.name, j.data, j.opts, j.priority, t.tags, j.attempts, j.max_attempts,
             j.crashes, j.fence, j.added, j.started, j.lifo, j.on_crash, j.cancel, j.worker, j.parent_queue,
             j.parent_id, j.policy, j.schedule, j.dedup, j.deferred, j.progress, j.reason, j.trace, j.result,
-            NULL::smallint[], NULL::bigint, NULL::boolean, NULL::bigint, NULL::int, NULL::boolean, NULL::text[]
-        FROM unnest(v_held) u(n) JOIN job j ON j.n = u.n LEFT JOIN tagset t ON t.id = j.tagset;
+            NULL::smallint[], NULL::bigint, NULL::boolean, NULL::bigint, NULL::int, NULL::boolean, NULL::text[],
+            NULL::bigint, NULL::bigint
+        FROM unnest(v_held) u(id) JOIN job j ON j.q = w.q AND j.id = u.id LEFT JOIN tagset t ON t.id = j.tagset;
     END IF;
     codes := v_codes;
     wake_at := least(v_due, v_closed);
@@ -487,6 +541,8 @@ BEGIN
     hint := v_hint;
     tagged := v_hint > 0 AND EXISTS (SELECT 1 FROM tagset WHERE tagset.q = w.q);
     news := CASE WHEN v_slow THEN news() ELSE '{}' END;
+    ready_from := v_last;
+    done_from := v_newest;
     RETURN NEXT;
 END $$;
 
@@ -497,21 +553,21 @@ SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off SET plan_cach
 DECLARE
     v_now bigint := instant(p_instant);
     v_q int := queue_found(p_queue);
-    v_ns bigint[];
     v_lost text[];
-    v_kept bigint[];
+    v_kept text[];
     v_cancelled text[];
 BEGIN
     -- To lose a renewal in a crash is harmless; a claim must not be lost.
     PERFORM set_config('synchronous_commit', 'off', true);
-    v_ns := ARRAY(SELECT j.n FROM unnest(p_ids) u(id) JOIN job j ON j.q = v_q AND j.id = u.id);
-    v_ns := ARRAY(SELECT n FROM job WHERE n = ANY (v_ns) ORDER BY n FOR NO KEY UPDATE);
-    SELECT array_agg(u.id ORDER BY u.o) FILTER (WHERE j.n IS NULL), array_agg(j.n) FILTER (WHERE j.n IS NOT NULL)
+    PERFORM 1 FROM (SELECT DISTINCT place FROM unnest(places_of(v_q, p_ids)) place) u JOIN job j ON j.ctid = u.place
+        ORDER BY j.n FOR NO KEY UPDATE OF j;
+    SELECT array_agg(u.id ORDER BY u.o) FILTER (WHERE j.id IS NULL), array_agg(j.id) FILTER (WHERE j.id IS NOT NULL)
     INTO v_lost, v_kept
     FROM unnest(p_ids, p_tokens, p_fences) WITH ORDINALITY u(id, token, fence, o)
-    LEFT JOIN job j ON j.n = ANY (v_ns) AND j.id = u.id AND is_held(j, u.token, u.fence, v_now);
+    LEFT JOIN LATERAL (
+        SELECT id FROM job WHERE q = v_q AND id = u.id AND is_held(job, u.token, u.fence, v_now) OFFSET 0) j ON true;
     WITH kept AS (
-        UPDATE job SET lease = v_now + p_lease, lapsed = NULL WHERE n = ANY (v_kept) RETURNING id, cancel
+        UPDATE job SET lease = v_now + p_lease, lapsed = NULL WHERE q = v_q AND id = ANY (v_kept) RETURNING id, cancel
     )
     SELECT array_agg(id) INTO v_cancelled FROM kept WHERE cancel;
     RETURN QUERY SELECT coalesce(v_lost, '{}'), coalesce(v_cancelled, '{}');
@@ -567,7 +623,7 @@ BEGIN
             AND (j.schedule IS NULL OR NOT EXISTS (SELECT 1 FROM schedule WHERE q = v_q AND id = j.schedule)));
         UPDATE job SET state = 1, seq = ahead(), token = NULL, lease = NULL, lapsed = NULL, cancel = false,
             crashes = crashes + 1, deferred = CASE WHEN v_over THEN p_crashed ELSE deferred END
-        WHERE n = j.n;
+        WHERE q = j.q AND id = j.id;
         d[3] := d[3] - 1;
         d[shown(1, j.priority)] := d[shown(1, j.priority)] + 1;
         v_events := v_events || ROW('waiting', j.id, NULL, 'active')::told || ROW('stalled', j.id, NULL, NULL)::told;
@@ -579,8 +635,8 @@ BEGIN
     END LOOP;
     PERFORM counted(v_q, d);
     PERFORM written(v_q, v_events);
-    UPDATE job SET lapsed = v_now WHERE n = ANY (ARRAY(
-        SELECT n FROM job WHERE q = v_q AND state = 3 AND lease <= v_now AND lapsed IS NULL ORDER BY n FOR UPDATE SKIP LOCKED));
+    UPDATE job SET lapsed = v_now WHERE ctid = ANY (ARRAY(
+        SELECT ctid FROM job WHERE q = v_q AND state = 3 AND lease <= v_now AND lapsed IS NULL ORDER BY n FOR UPDATE SKIP LOCKED));
 
     LOOP
         v_some := promoted(v_q, 200, v_now);
@@ -591,7 +647,7 @@ BEGIN
     FOR i IN 1 .. 2 LOOP
         IF v_ages[i] IS NOT NULL THEN
             FOR k IN 1 .. 5 LOOP
-                v_some := oldest_deleted(v_q, 3 + i, v_now - v_ages[i], 200);
+                v_some := (oldest_deleted(v_q, 3 + i, -9223372036854775807, v_now - v_ages[i], 200)).gone;
                 EXIT WHEN v_some < 200 OR clock_timestamp() > v_stop;
             END LOOP;
         END IF;
@@ -604,7 +660,7 @@ BEGIN
         )
         SELECT DISTINCT state, count, age FROM gone
     LOOP
-        IF NOT retained(v_q, k.state, k.count, k.age, 1000, v_now) THEN
+        IF NOT (retained(v_q, k.state, k.count, k.age, 1000, NULL, NULL, v_now)).done THEN
             PERFORM untrimmed_noted(v_q, k.state, k.count, k.age);
             v_more := true;
         END IF;

@@ -33,11 +33,11 @@ BEGIN
         END IF;
         v_results[k] := 0;
         IF p_progress[k] IS NOT NULL THEN
-            UPDATE job SET progress = p_progress[k] WHERE n = j.n;
+            UPDATE job SET progress = p_progress[k] WHERE q = v_q AND id = j.id;
             PERFORM tell(v_q, 'progress', j.id, p_progress[k], NULL);
         END IF;
         IF p_data[k] IS NOT NULL THEN
-            UPDATE job SET data = p_data[k] WHERE n = j.n;
+            UPDATE job SET data = p_data[k] WHERE q = v_q AND id = j.id;
         END IF;
         SELECT count(*) INTO v_more FROM unnest(p_line_of) o WHERE o = k;
         IF p_clear[k] OR v_more > 0 OR p_keeps[k] < 1000 THEN
@@ -53,24 +53,24 @@ BEGIN
             IF v_logged > p_keeps[k] THEN
                 DELETE FROM log WHERE log.n = j.n AND log.i <= v_logged - p_keeps[k];
             END IF;
-            UPDATE job SET logged = v_logged WHERE n = j.n;
+            UPDATE job SET logged = v_logged WHERE q = v_q AND id = j.id;
         END IF;
         IF p_priority[k] IS NOT NULL THEN
-            UPDATE job SET priority = p_priority[k] WHERE n = j.n;
+            UPDATE job SET priority = p_priority[k] WHERE q = v_q AND id = j.id;
             IF j.state = 1 AND j.priority <> p_priority[k] THEN
-                UPDATE job SET seq = CASE WHEN j.lifo THEN ahead() ELSE behind() END WHERE n = j.n;
+                UPDATE job SET seq = CASE WHEN j.lifo THEN ahead() ELSE behind() END WHERE q = v_q AND id = j.id;
                 PERFORM recounted(v_q, shown(1, j.priority), shown(1, p_priority[k]));
             END IF;
         END IF;
         IF p_delay[k] IS NOT NULL THEN
-            UPDATE job SET due = v_now + p_delay[k], seq = behind() WHERE n = j.n;
+            UPDATE job SET due = v_now + p_delay[k], seq = behind() WHERE q = v_q AND id = j.id;
             PERFORM tell(v_q, 'delayed', j.id, raw((v_now + p_delay[k])::text), NULL);
         END IF;
         IF p_cancel[k] THEN
-            UPDATE job SET cancel = true WHERE n = j.n;
+            UPDATE job SET cancel = true WHERE q = v_q AND id = j.id;
         END IF;
         IF p_detach[k] AND j.parent_queue IS NOT NULL THEN
-            UPDATE job SET parent_queue = NULL, parent_id = NULL WHERE n = j.n;
+            UPDATE job SET parent_queue = NULL, parent_id = NULL WHERE q = v_q AND id = j.id;
             PERFORM child_gone(p_queue, j, v_now);
         END IF;
     END LOOP;
@@ -89,17 +89,17 @@ BEGIN
     END;
 END $$;
 
--- The jobs of a shown state (1 to 7) in their order, from an offset on: numbers alone.
+-- The jobs of a shown state (1 to 7) in their order, from an offset on: ids alone.
 CREATE FUNCTION listed(p_q int, p_shown int, p_older bigint, p_names bytea[], p_limit bigint, p_skip bigint,
     p_newest boolean DEFAULT false)
-RETURNS bigint[] LANGUAGE plpgsql AS $$
+RETURNS text[] LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 DECLARE
     v_state int := CASE WHEN p_shown = 7 THEN 1 ELSE p_shown END;
     v_where text := format('q = %s AND state = %s', p_q, v_state);
     v_order text := CASE p_shown WHEN 2 THEN 'due, seq' WHEN 4 THEN 'ended, seq' WHEN 5 THEN 'ended, seq' ELSE 'seq' END;
-    v_ns bigint[] := '{}';
-    v_some bigint[];
+    v_ids text[] := '{}';
+    v_some text[];
     v_set int;
 BEGIN
     IF p_newest THEN
@@ -112,21 +112,21 @@ BEGIN
         v_where := v_where || ' AND name = ANY ($4)';
     END IF;
     IF v_state <> 1 THEN
-        EXECUTE format('SELECT ARRAY(SELECT n FROM job WHERE %s ORDER BY %s LIMIT $1 OFFSET $2)', v_where, v_order)
-        INTO v_ns USING p_limit, p_skip, p_older, p_names;
-        RETURN v_ns;
+        EXECUTE format('SELECT ARRAY(SELECT id FROM job WHERE %s ORDER BY %s LIMIT $1 OFFSET $2)', v_where, v_order)
+        INTO v_ids USING p_limit, p_skip, p_older, p_names;
+        RETURN v_ids;
     END IF;
     v_where := v_where || CASE WHEN p_shown = 7 THEN ' AND priority > 0' ELSE ' AND priority = 0' END;
     FOR v_set IN SELECT s.id FROM (SELECT 0 AS id, '{}'::text[] AS tags UNION ALL SELECT id, tags FROM tagset WHERE q = p_q) s
         ORDER BY CASE WHEN p_newest THEN NULL ELSE s.tags END, s.tags DESC
     LOOP
-        EXECUTE format('SELECT ARRAY(SELECT n FROM job WHERE %s AND tagset = %s ORDER BY %s LIMIT $1)', v_where, v_set,
+        EXECUTE format('SELECT ARRAY(SELECT id FROM job WHERE %s AND tagset = %s ORDER BY %s LIMIT $1)', v_where, v_set,
             CASE WHEN p_newest THEN 'priority DESC, seq DESC' ELSE 'priority, seq' END)
         INTO v_some USING p_limit + p_skip, p_skip, p_older, p_names;
-        v_ns := v_ns || v_some;
-        EXIT WHEN cardinality(v_ns) >= p_limit + p_skip;
+        v_ids := v_ids || v_some;
+        EXIT WHEN cardinality(v_ids) >= p_limit + p_skip;
     END LOOP;
-    RETURN v_ns[p_skip + 1 : p_skip + p_limit];
+    RETURN v_ids[p_skip + 1 : p_skip + p_limit];
 END $$;
 
 -- Rows out: one. refused is null, 'missing', or the state of the single job that may not be moved. hint: ready jobs.
@@ -138,24 +138,24 @@ SET search_path FROM CURRENT SET enable_seqscan = off SET jit = off AS $$
 DECLARE
     v_now bigint := instant(p_instant);
     v_q int := queue_found(p_queue);
-    v_ns bigint[] := '{}';
-    v_some bigint[];
+    v_ids text[] := '{}';
+    v_some text[];
     v_skip bigint;
     v_moved text[] := '{}';
     v_events told[] := '{}';
     v_hint int := 0;
     v_prev text;
-    v_n bigint;
+    v_id text;
     d bigint[] := zeros();
     j job;
 BEGIN
     PERFORM news_begun();
     IF p_ids IS NOT NULL THEN
-        v_ns := ARRAY(SELECT s.n FROM (
-            SELECT min(u.o) AS o, job.n FROM unnest(p_ids) WITH ORDINALITY u(id, o)
-            JOIN job ON job.q = v_q AND job.id = u.id GROUP BY job.n) s ORDER BY s.o LIMIT p_limit);
+        v_ids := ARRAY(SELECT s.id FROM (
+            SELECT min(u.o) AS o, job.id FROM unnest(p_ids) WITH ORDINALITY u(id, o)
+            JOIN job ON job.q = v_q AND job.id = u.id GROUP BY job.id) s ORDER BY s.o LIMIT p_limit);
         IF cardinality(p_ids) = 1 THEN
-            SELECT * INTO j FROM job WHERE n = v_ns[1] FOR UPDATE;
+            SELECT * INTO j FROM job WHERE q = v_q AND id = v_ids[1] FOR UPDATE;
             IF NOT FOUND THEN
                 RETURN QUERY SELECT '{}'::text[], 'missing', 0, false, '{}'::text[];
                 RETURN;
@@ -167,22 +167,22 @@ BEGIN
     ELSIF v_q IS NOT NULL THEN
         FOR i IN 1 .. cardinality(p_states) LOOP
             v_skip := 0;
-            WHILE cardinality(v_ns) < p_limit LOOP
+            WHILE cardinality(v_ids) < p_limit LOOP
                 -- Some that are found may not be moved, so that it takes another look behind them.
                 v_some := listed(v_q, p_states[i], p_older, p_names, p_limit, v_skip);
                 EXIT WHEN coalesce(cardinality(v_some), 0) = 0;
                 v_skip := v_skip + cardinality(v_some);
-                v_ns := (v_ns || ARRAY(SELECT job.n FROM unnest(v_some) WITH ORDINALITY u(n, o) JOIN job ON job.n = u.n
-                    WHERE movable(job, p_action, p_hard, p_children) ORDER BY u.o))[1 : p_limit];
+                v_ids := (v_ids || ARRAY(SELECT job.id FROM unnest(v_some) WITH ORDINALITY u(id, o)
+                    JOIN job ON job.q = v_q AND job.id = u.id WHERE movable(job, p_action, p_hard, p_children) ORDER BY u.o))[1 : p_limit];
                 EXIT WHEN cardinality(v_some) < p_limit;
             END LOOP;
         END LOOP;
     END IF;
     IF p_action = 0 AND p_hard AND NOT EXISTS (
-        SELECT 1 FROM job WHERE n = ANY (v_ns) AND (parent_queue IS NOT NULL OR children > 0)) THEN
+        SELECT 1 FROM job WHERE q = v_q AND id = ANY (v_ids) AND (parent_queue IS NOT NULL OR children > 0)) THEN
         -- Drain and clean: nothing hangs together, so all at once.
         WITH gone AS (
-            DELETE FROM job WHERE n = ANY (v_ns) AND state <> 3 AND movable(job, 0, true, p_children)
+            DELETE FROM job WHERE q = v_q AND id = ANY (v_ids) AND state <> 3 AND movable(job, 0, true, p_children)
             RETURNING n, id, state, priority, dedup, logged
         ), keys AS (
             DELETE FROM dedup USING gone WHERE dedup.q = v_q AND dedup.key = gone.dedup AND dedup.id = gone.id
@@ -193,12 +193,12 @@ BEGIN
             -count(*) FILTER (WHERE shown(state, priority) = 1), -count(*) FILTER (WHERE state = 2), 0,
             -count(*) FILTER (WHERE state = 4), -count(*) FILTER (WHERE state = 5), -count(*) FILTER (WHERE state = 6),
             -count(*) FILTER (WHERE shown(state, priority) = 7)]
-        INTO v_moved, d FROM gone JOIN unnest(v_ns) WITH ORDINALITY u(n, o) ON u.n = gone.n;
+        INTO v_moved, d FROM gone JOIN unnest(v_ids) WITH ORDINALITY u(id, o) ON u.id = gone.id;
         v_moved := coalesce(v_moved, '{}');
     ELSE
-        FOREACH v_n IN ARRAY v_ns LOOP
+        FOREACH v_id IN ARRAY v_ids LOOP
             -- An earlier one may have taken this one along, or changed it.
-            SELECT * INTO j FROM job WHERE n = v_n FOR UPDATE;
+            SELECT * INTO j FROM job WHERE q = v_q AND id = v_id FOR UPDATE;
             CONTINUE WHEN NOT FOUND OR NOT movable(j, p_action, p_hard, p_children);
             v_moved := v_moved || j.id;
             v_prev := (ARRAY['waiting', 'delayed', 'active', 'completed', 'failed', 'waiting-children', 'prioritized'])[
@@ -220,7 +220,7 @@ BEGIN
                 END IF;
                 PERFORM child_failed(p_queue, j, p_reason, v_now);
                 UPDATE job SET state = 5, ended = v_now, seq = behind(), due = NULL, deferred = NULL, reason = p_reason,
-                    trace = coalesce(p_trace, trace) WHERE n = j.n;
+                    trace = coalesce(p_trace, trace) WHERE q = v_q AND id = j.id;
                 d[5] := d[5] + 1;
                 v_events := v_events || ROW('failed', j.id, p_reason, v_prev)::told;
                 IF j.attempts >= j.max_attempts THEN
@@ -231,13 +231,13 @@ BEGIN
             d[shown(1, j.priority)] := d[shown(1, j.priority)] + 1;
             v_hint := v_hint + 1;
             IF p_action = 2 THEN
-                UPDATE job SET state = 1, seq = behind(), due = NULL WHERE n = j.n;
+                UPDATE job SET state = 1, seq = behind(), due = NULL WHERE q = v_q AND id = j.id;
             ELSE
                 UPDATE job SET state = 1, seq = CASE WHEN j.lifo AND j.priority = 0 THEN ahead() ELSE behind() END,
                     ended = NULL, started = NULL, attempts = CASE WHEN p_reset THEN 0 ELSE j.attempts END,
                     reason = CASE WHEN j.state = 5 THEN NULL ELSE j.reason END,
                     result = CASE WHEN j.state = 4 THEN NULL ELSE j.result END
-                WHERE n = j.n;
+                WHERE q = v_q AND id = j.id;
                 PERFORM pending_again(p_queue, j);
             END IF;
             v_events := v_events || ROW('waiting', j.id, NULL, v_prev)::told;
@@ -262,7 +262,7 @@ DECLARE
     p job := living_parent(c);
 BEGIN
     IF p.n IS NOT NULL AND EXISTS (SELECT 1 FROM dep WHERE parent = p.n AND queue = p_queue AND id = c.id) THEN
-        PERFORM dep_put(p.n, p_queue, c.id, 0, NULL, NULL);
+        PERFORM dep_put(p, p_queue, c.id, 0, NULL, NULL);
     END IF;
 END $$;
 
@@ -320,8 +320,8 @@ DECLARE
     v_now bigint := instant(p_instant);
     v_left bigint := greatest(1, p_limit);
     v_active text;
-    v_some bigint[];
-    v_n bigint;
+    v_some text[];
+    v_id text;
     w queue;
     j job;
 BEGIN
@@ -341,14 +341,14 @@ BEGIN
         EXIT WHEN v_left <= 0;
         v_some := listed(w.q, v_state, NULL, NULL, v_left, 0);
         v_left := v_left - coalesce(cardinality(v_some), 0);
-        FOREACH v_n IN ARRAY coalesce(v_some, '{}') LOOP
-            SELECT * INTO j FROM job WHERE n = v_n FOR UPDATE;
+        FOREACH v_id IN ARRAY coalesce(v_some, '{}') LOOP
+            SELECT * INTO j FROM job WHERE q = w.q AND id = v_id FOR UPDATE;
             IF FOUND THEN
                 PERFORM removed_hard(p_queue, j, v_now);
             END IF;
         END LOOP;
     END LOOP;
-    IF EXISTS (SELECT 1 FROM job WHERE q = w.q) THEN
+    IF EXISTS (SELECT 1 FROM generate_series(1, 7) s WHERE cardinality(listed(w.q, s, NULL, NULL, 1, 0)) > 0) THEN
         RETURN QUERY SELECT false, NULL::text, news();
         RETURN;
     END IF;
@@ -554,7 +554,8 @@ SET enable_seqscan = off SET jit = off AS $$
 #variable_conflict use_column
 DECLARE
     v_now bigint := instant(p_instant);
-    v_written bigint[] := '{}';
+    v_queues int[] := '{}';
+    v_ids text[] := '{}';
     v_waits boolean := false;
     v_state int;
     v_q int;
@@ -593,28 +594,30 @@ BEGIN
             p_parent_ids[i], p_ids[i], p_names[i], p_keys[i], p_schedules[i], p_workers[i], p_deferred[i], p_reasons[i],
             p_opts[i], p_progress[i], p_traces[i], p_results[i], p_data[i]);
         PERFORM recounted(v_q, NULL, shown(v_state, p_priority[i]));
-        v_written := v_written || v_n;
+        v_queues := v_queues || v_q;
+        v_ids := v_ids || p_ids[i];
         v_waits := v_waits OR v_state = 6;
     END LOOP;
     FOR r IN
-        SELECT c AS child, w.name AS queue FROM unnest(v_written) WITH ORDINALITY u(n, o) JOIN job c ON c.n = u.n
-        JOIN queue w ON w.q = c.q WHERE c.parent_queue IS NOT NULL ORDER BY u.o
+        SELECT c AS child, w.name AS queue FROM unnest(v_queues, v_ids) WITH ORDINALITY u(q, id, o)
+        JOIN job c ON c.q = u.q AND c.id = u.id JOIN queue w ON w.q = c.q WHERE c.parent_queue IS NOT NULL ORDER BY u.o
     LOOP
         PERFORM tied_again(r.queue, r.child);
     END LOOP;
     IF v_waits THEN
         FOR r IN
-            SELECT c AS child, w.name AS queue FROM unnest(v_written) u(n) JOIN job x ON x.n = u.n AND x.state = 6
+            SELECT c AS child, w.name AS queue FROM unnest(v_queues, v_ids) u(q, id)
+            JOIN job x ON x.q = u.q AND x.id = u.id AND x.state = 6
             JOIN queue xq ON xq.q = x.q JOIN job c ON c.parent_queue = xq.name AND c.parent_id = x.id
             JOIN queue w ON w.q = c.q ORDER BY c.n
         LOOP
             PERFORM tied_again(r.queue, r.child);
         END LOOP;
     END IF;
-    INSERT INTO dedup (q, key, id) SELECT x.q, x.dedup, x.id FROM unnest(v_written) WITH ORDINALITY u(n, o)
-    JOIN job x ON x.n = u.n WHERE x.dedup IS NOT NULL AND x.state NOT IN (4, 5) ORDER BY u.o
+    INSERT INTO dedup (q, key, id) SELECT x.q, x.dedup, x.id FROM unnest(v_queues, v_ids) WITH ORDINALITY u(q, id, o)
+    JOIN job x ON x.q = u.q AND x.id = u.id WHERE x.dedup IS NOT NULL AND x.state NOT IN (4, 5) ORDER BY u.o
     ON CONFLICT (q, key) DO NOTHING;
-    RETURN QUERY SELECT cardinality(v_written), NULL::text, NULL::text;
+    RETURN QUERY SELECT cardinality(v_ids), NULL::text, NULL::text;
 END $$;
 
 -- Tie a restored child to its parent, if that is there and does not know it.
@@ -628,6 +631,6 @@ BEGIN
     IF p.n IS NULL OR v_is IS NULL OR EXISTS (SELECT 1 FROM dep WHERE parent = p.n AND queue = p_queue AND id = c.id) THEN
         RETURN;
     END IF;
-    PERFORM dep_put(p.n, p_queue, c.id, v_is, CASE WHEN v_is = 1 THEN c.result END,
+    PERFORM dep_put(p, p_queue, c.id, v_is, CASE WHEN v_is = 1 THEN c.result END,
         CASE WHEN v_is IN (2, 3) THEN c.reason END);
 END $$;

@@ -18,8 +18,8 @@ DECLARE
     v_skip bigint := greatest(0, p_start);
     v_left bigint := greatest(0, p_limit);
     v_total bigint := 0;
-    v_ns bigint[] := '{}';
-    v_some bigint[];
+    v_ids text[] := '{}';
+    v_some text[];
     v_state int;
 BEGIN
     FOREACH v_state IN ARRAY p_states LOOP
@@ -28,7 +28,7 @@ BEGIN
             v_skip := v_skip - c[v_state];
         ELSIF v_left > 0 THEN
             v_some := listed(v_q, v_state, NULL, NULL, v_left, v_skip, p_newest);
-            v_ns := v_ns || v_some;
+            v_ids := v_ids || v_some;
             v_left := v_left - coalesce(cardinality(v_some), 0);
             v_skip := 0;
         END IF;
@@ -37,6 +37,7 @@ BEGIN
             j.crashes, j.fence, j.added, j.started, j.lifo, j.on_crash, j.cancel, j.worker, j.parent_queue,
             j.parent_id, j.policy, j.schedule, j.dedup, j.deferred, j.progress, j.reason, j.trace, j.result,
             j.state, j.due, j.ended, v_total
-        FROM (SELECT 1) one LEFT JOIN unnest(v_ns) WITH ORDINALITY u(n, o) ON true LEFT JOIN job j ON j.n = u.n
+        FROM (SELECT 1) one LEFT JOIN unnest(v_ids) WITH ORDINALITY u(id, o) ON true
+        LEFT JOIN job j ON j.q = v_q AND j.id = u.id
         LEFT JOIN tagset t ON t.id = j.tagset ORDER BY u.o;
 END $$;
