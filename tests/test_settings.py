@@ -677,6 +677,11 @@ class TestSecrets:
 
 
 class TestEmbedding:
+    @pytest.fixture(autouse=True)
+    def no_jobs(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Take away what `make test JOBS=…` hands down, for the field is named like it."""
+        monkeypatch.delenv("JOBS", raising=False)
+
     def test_in_other_settings_reads_the_same_variables(self, monkeypatch: pytest.MonkeyPatch) -> None:
         class App(BaseSettings):
             name: str = "shop"

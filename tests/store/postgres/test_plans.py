@@ -73,7 +73,13 @@ HOT = {
 SORTED = {"job_active", "job_pkey"}
 """Indexes of statements that find so few rows that the planner may sort them, or have no order."""
 # Where rows lie is known from the statement before, or from their claim: no index is needed.
-AT_THEIR_PLACES = "UPDATE job AS j SET state = 3 FROM unnest(ARRAY['(0,1)'::tid]) u(place) WHERE j.ctid = u.place"
+AT_THEIR_PLACES = (
+    "UPDATE job AS j SET state = 3 FROM unnest(ARRAY['(0,1)'::tid]) u(place) WHERE j.ctid = u.place",
+    (
+        "UPDATE job SET state = 4 FROM unnest(ARRAY['(0,1)'::tid], ARRAY['1'], ARRAY['t']) WITH ORDINALITY "
+        "u(place, id, token, o) WHERE job.ctid = u.place AND (job.id = u.id) IS TRUE AND job.token = u.token"
+    ),
+)
 
 
 def nodes(plan: Any) -> Iterator[Any]:
@@ -86,6 +92,13 @@ async def guarded(raw: Any, function: str) -> list[str]:
     """Return what a function sets while it runs."""
     found: list[str] = await raw.fetchval("SELECT proconfig FROM pg_proc WHERE oid = $1::regproc", function)
     return found
+
+
+async def assert_found_by_place(raw: Any) -> None:
+    for sql in AT_THEIR_PLACES:
+        (plan,) = json.loads(await raw.fetchval(f"EXPLAIN (FORMAT JSON) {sql}"))
+        met = {node["Node Type"] for node in nodes(plan["Plan"])}
+        assert {"Nested Loop", "Tid Scan"} <= met, met
 
 
 @pytest.mark.parametrize("analyzed", [False, True], ids=["unknown", "analyzed"])
@@ -105,8 +118,7 @@ async def test_hot_statements_scan_no_table(store: PostgresStore, raw: Any, anal
         assert not [node for node in met if node["Node Type"] == "Seq Scan"], what
         assert index in {node.get("Index Name") for node in met}, (what, met)
         assert index in SORTED or not [node for node in met if node["Node Type"] == "Sort"], what
-    (plan,) = json.loads(await raw.fetchval(f"EXPLAIN (FORMAT JSON) {AT_THEIR_PLACES}"))
-    assert "Tid Scan" in {node["Node Type"] for node in nodes(plan["Plan"])}
+    await assert_found_by_place(raw)
     await raw.execute("ALTER TABLE job RESET (autovacuum_enabled)")
 
 
@@ -119,6 +131,7 @@ async def test_jobs_are_found_by_their_ids_while_the_planner_believes_there_are_
     (plan,) = json.loads(await raw.fetchval(f"EXPLAIN (FORMAT JSON) {PLACES.replace('$1', '1')}"))
     conditions = [node["Index Cond"] for node in nodes(plan["Plan"]) if node.get("Index Name")]
     assert conditions == ["((id = u.id) AND (q = 1))"]
+    await assert_found_by_place(raw)
 
 
 async def test_what_is_explained_is_what_is_run(raw: Any) -> None:
@@ -131,7 +144,7 @@ async def test_what_is_explained_is_what_is_run(raw: Any) -> None:
         "FROM job WHERE q = p_q AND state = 1 AND tagset = 0 ORDER BY priority, seq LIMIT p_take FOR UPDATE SKIP",
         "AND (priority, seq) >= (0, least(p_from, (SELECT seq FROM job WHERE q = p_q AND state = 1 AND tagset = 0",
         "FROM unnest(v_best) WITH ORDINALITY u(place, o) WHERE j.ctid = u.place",
-        "FROM unnest(v_places, v_tokens, p_a) WITH ORDINALITY u(place, token, result, o) WHERE job.ctid = u.place AND",
+        "u(place, id, token, result, o) WHERE job.ctid = u.place AND (job.id = u.id) IS TRUE AND job.token = u.token",
         "(SELECT ctid FROM job WHERE q = p_q AND id = u.id) FROM unnest(p_ids)",
         "FROM job WHERE q = p_q AND state = 2 AND due <= p_now ORDER BY due, seq LIMIT p_limit FOR UPDATE SKIP LOCKED",
         "DELETE FROM job WHERE ctid = ANY (ARRAY( SELECT ctid FROM job WHERE q = p_q AND state = 4",

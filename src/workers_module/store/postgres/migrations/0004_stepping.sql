@@ -317,8 +317,8 @@ BEGIN
     END IF;
 
     -- Settle. The usual case, jobs that depend on nothing and complete, is one statement. A token is there only while
-    -- its job is active. Rows are where their claim left them, unless something was written to them since: then they are
-    -- looked up.
+    -- its job is active. Rows are where their claim left them, unless something was written to them since, and by now
+    -- another may lie there: then they are looked up. (By IS TRUE no index is thought of.)
     IF v_count > 0 THEN
         IF p_simple THEN
             v_base := nextval('place') * 1024;
@@ -326,9 +326,9 @@ BEGIN
             LOOP
                 IF p_keep_counts[1] = 0 THEN
                     WITH gone AS (
-                        DELETE FROM job USING unnest(v_places, v_tokens) WITH ORDINALITY u(place, token, o)
-                        WHERE job.ctid = u.place AND job.token = u.token AND job.children = 0 AND job.logged = 0
-                            AND job.dedup IS NULL AND job.parent_queue IS NULL
+                        DELETE FROM job USING unnest(v_places, v_ended, v_tokens) WITH ORDINALITY u(place, id, token, o)
+                        WHERE job.ctid = u.place AND (job.id = u.id) IS TRUE AND job.token = u.token
+                            AND job.children = 0 AND job.logged = 0 AND job.dedup IS NULL AND job.parent_queue IS NULL
                         RETURNING u.o
                     )
                     SELECT v_done || array_agg(gone.o) INTO v_done FROM gone;
@@ -336,9 +336,9 @@ BEGIN
                 ELSE
                     UPDATE job SET state = 4, ended = v_now, seq = v_base + u.o, attempts = job.attempts + 1,
                         token = NULL, lease = NULL, lapsed = NULL, cancel = false, result = u.result
-                    FROM unnest(v_places, v_tokens, p_a) WITH ORDINALITY u(place, token, result, o)
-                    WHERE job.ctid = u.place AND job.token = u.token AND job.children = 0
-                        AND job.dedup IS NULL AND job.parent_queue IS NULL;
+                    FROM unnest(v_places, v_ended, v_tokens, p_a) WITH ORDINALITY u(place, id, token, result, o)
+                    WHERE job.ctid = u.place AND (job.id = u.id) IS TRUE AND job.token = u.token
+                        AND job.children = 0 AND job.dedup IS NULL AND job.parent_queue IS NULL;
                     GET DIAGNOSTICS v_some = ROW_COUNT;
                     v_quick := v_quick + v_some;
                     v_kept := v_quick;

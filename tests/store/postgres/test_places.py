@@ -1,4 +1,4 @@
-"""Claims and trimming begin where the last ones ended, and miss nothing that lies before."""
+"""Claims and trimming begin where the last ones ended, and jobs are settled where they lie; nothing is missed by it."""
 
 import json
 from typing import Any
@@ -12,6 +12,7 @@ from tests.store.helpers import (
     claim_one,
     ids_in,
     ids_of,
+    listening,
     numbers,
     record,
     release,
@@ -22,7 +23,7 @@ from workers_module.job.outcome import Completed, Keep
 from workers_module.job.state import JobState
 from workers_module.store.postgres.fronts import WHOLE_LOOK, Front
 from workers_module.store.postgres.store import PostgresStore
-from workers_module.store.values import Settle
+from workers_module.store.values import Settle, SettleCode
 
 pytestmark = pytest.mark.postgres
 
@@ -116,6 +117,34 @@ async def test_the_newest_are_kept_whatever_was_restored(store: PostgresStore, l
     await keep_working(store, 1, take=1, keep=keep)
     assert sorted(await ids_in(store, JobState.COMPLETED)) == ["j10", *(f"j{n}" for n in range(6, 10))]
     await assert_sound(store)
+
+
+@pytest.mark.parametrize("keep", [None, Keep(count=0)], ids=["kept", "not kept"])
+async def test_a_result_goes_to_its_own_job_where_another_lies_in_its_place(
+    store: PostgresStore, keep: Keep | None
+) -> None:
+    """A vacuum, or what is written to a job, moves rows; places become free and are taken."""
+    await add(store, *"abc")
+    held = [job.held for job in await claim(store, 3)]
+    held = [one._replace(handle=other.handle) for one, other in zip(held, [*held[1:], held[0]], strict=True)]
+    results = [b'"a"', b'"b"', b'"c"']
+    outcomes = [Settle(one, Completed(result, keep)) for one, result in zip(held, results, strict=True)]
+    async with listening(store) as ear:
+        assert (await store.step(step(outcomes=outcomes))).settled == [SettleCode.OK] * 3
+        told = [(await ear.until("completed"))[-1] for _ in range(3)]
+    assert [(id, fields["returnvalue"].encode()) for _, id, fields in told] == list(zip("abc", results, strict=True))
+    if keep is None:
+        assert [(await record(store, id)).result for id in "abc"] == results
+    await assert_sound(store)
+
+
+async def test_jobs_are_settled_after_the_table_was_rewritten(store: PostgresStore, raw: Any) -> None:
+    await add(store, *(f"j{n}" for n in range(40)))
+    jobs = await claim(store, 40)
+    await raw.execute("VACUUM FULL job")
+    outcomes = [Settle(job.held, Completed(b"%d" % n)) for n, job in enumerate(jobs)]
+    assert (await store.step(step(outcomes=outcomes))).settled == [SettleCode.OK] * 40
+    assert [(await record(store, f"j{n}")).result for n in range(40)] == [b"%d" % n for n in range(40)]
 
 
 async def test_the_clock_may_go_back(store: PostgresStore) -> None:
