@@ -582,7 +582,7 @@ class TestInAConsumer:
         ticker = Ticker(live, [schedule(every=20, overlap="skip")], owner="app", lock_ms=400)
         await ticker.prepare()
         desk = Desk(live, queue_plan(long))
-        desk.consumer._ticker = ticker
+        desk.consumer._scheduled._ticker = ticker
         async with desk.at_work():
             await until(live.locks)
             first = (await live.locks())[0]
@@ -605,7 +605,7 @@ class TestInAConsumer:
         ticker = Ticker(live, [schedule(every=500, lock="books")], owner="app", lock_ms=60)
         await ticker.prepare()
         desk = Desk(live, queue_plan(long))
-        desk.consumer._ticker = ticker
+        desk.consumer._scheduled._ticker = ticker
         async with desk.at_work(grace=0.05):
             await until(lambda: ran)
             [held] = await live.locks()

@@ -10,13 +10,13 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Final
 
 import anyio
 
-from workers_module.errors import JobFailedError, ScheduleError, StoreError
+from workers_module.errors import StoreError
 from workers_module.job.events import WorkerEvent, WorkerEventName
 from workers_module.job.outcome import Release
 from workers_module.job.record import Token
@@ -28,10 +28,10 @@ from workers_module.worker.gate import Gate
 from workers_module.worker.handler import Handler, QueuePlan
 from workers_module.worker.hooks import Hooks
 from workers_module.worker.intake import ConsumerSettings, Intake, Tokens, Unrun
-from workers_module.worker.locks import RunLocks
 from workers_module.worker.outage import WAITED_OUT, Outage
 from workers_module.worker.run import CancelReason, Run
-from workers_module.worker.ticker import Admission, Ticker
+from workers_module.worker.scheduled import Parked, ScheduledJobs
+from workers_module.worker.ticker import Ticker
 
 _log = logging.getLogger(__name__)
 
@@ -54,18 +54,6 @@ LAST_WORDS_S: Final = 0.5
 
 _END_EVENTS: Final[tuple[WorkerEventName, ...]] = ("completed", "failed", "retries_exhausted")
 _DONE_BY_REPEAT: Final = frozenset({SettleCode.OK, SettleCode.ALREADY, SettleCode.MISSING})
-
-
-class Parked:
-    """A claimed job that has not started yet: a suspect, or one whose schedule is asked first."""
-
-    __slots__ = ("claimed", "handler", "lost", "task")
-
-    def __init__(self, claimed: Claimed, handler: Handler) -> None:
-        self.claimed = claimed
-        self.handler = handler
-        self.lost = False
-        self.task: asyncio.Task[None] | None = None
 
 
 Holding = Run | Unrun | Parked
@@ -122,7 +110,6 @@ class Consumer:
         self._hooks = hooks
         self._settings = settings
         self._gate = gate
-        self._ticker = ticker
         self._tokens = tokens or Tokens()
         self._on_hold = on_hold
         self._intake = Intake(plan, executor, settings)
@@ -139,7 +126,7 @@ class Consumer:
         self._starting: Claimed | None = None
         self._out: list[Run | Unrun] = []
         self._suspect: Parked | None = None
-        self._slots: set[asyncio.Task[None]] = set()
+        self._scheduled = ScheduledJobs(plan.queue, self, ticker=ticker, intake=self._intake)
         self._calls: list[_Call] = []
         self._wait: asyncio.Task[StepReply] | None = None
         self._wait_request: Step | None = None
@@ -251,9 +238,14 @@ class Consumer:
             return False
         record = parked.claimed.record
         _log.warning("queue %s: job %s has lost %d workers; it runs alone", self.queue, record.id, record.crashes)
-        self._start(parked.handler, parked.claimed)
+        self.start(parked.handler, parked.claimed)
         self._wake.set()
         return True
+
+    def fail(self, fault: Exception) -> None:
+        """End the loop with this fault."""
+        self._fault = fault
+        self._wake.set()
 
     # --- the loop -----------------------------------------------------------------------------------------------------
 
@@ -332,7 +324,7 @@ class Consumer:
             self.stopping
             and not self._busy
             and not self._out
-            and not self._slots
+            and not self._scheduled
             and self._wait is None
             and self._unsure is None
         )
@@ -507,22 +499,28 @@ class Consumer:
             self.lose(older.claimed.held)
         decision = self._intake.decide(claimed, self._now)
         if isinstance(decision, Unrun):
-            self._end_unrun(decision)
+            self.end_unrun(decision)
         elif record.schedule is not None:
             parked = self.held[record.id] = Parked(claimed, decision)
-            parked.task = task = asyncio.get_running_loop().create_task(self._run_slot(parked, self._now))
-            self._slots.add(task)
-            task.add_done_callback(self._slot_over)
+            self._scheduled.run(parked, self._now)
         elif self._intake.is_suspect(record):
             if self._gate.shut():
                 self._suspect = self.held[record.id] = Parked(claimed, decision)
             else:
-                self._end_unrun(Unrun(claimed, Release()))
+                self.end_unrun(Unrun(claimed, Release()))
         else:
-            self._start(decision, claimed)
+            self.start(decision, claimed)
 
-    def _start(self, handler: Handler, claimed: Claimed) -> None:
-        self.held[claimed.record.id] = self._executor.start(handler, claimed, self._ended)
+    def start(self, handler: Handler, claimed: Claimed, over: Callable[[], None] | None = None) -> Run:
+        """Run a job that was held back, and call ``over`` when it has ended."""
+
+        def ended(run: Run) -> None:
+            if over is not None:
+                over()
+            self._ended(run)
+
+        run = self.held[claimed.record.id] = self._executor.start(handler, claimed, ended)
+        return run
 
     def _ended(self, run: Run) -> None:
         self._busy -= 1
@@ -530,64 +528,12 @@ class Consumer:
         if not self._calls or len(self._out) >= self._burst:
             self._wake.set()
 
-    def _end_unrun(self, item: Unrun) -> None:
+    def end_unrun(self, item: Unrun) -> None:
+        """Have a job settled that does not run."""
         self._busy -= 1
         self.held[item.claimed.record.id] = item
         self._out.append(item)
         self._wake.set()
-
-    async def _run_slot(self, parked: Parked, now: int) -> None:
-        """Run the job of a schedule: its successor is stored first, and its locks are held meanwhile."""
-        claimed = parked.claimed
-        try:
-            admission = await self._admission(claimed, now)
-            if parked.lost:
-                if admission.locks is not None:
-                    await _bounded(admission.locks.release())
-                return
-            if admission.outcome is not None:
-                self._end_unrun(Unrun(claimed, admission.outcome))
-            elif admission.locks is None:
-                self._start(parked.handler, claimed)
-            else:
-                await self._run_locked(parked.handler, claimed, admission.locks)
-        except ScheduleError as error:
-            text = f"schedule {claimed.record.schedule!r} cannot go on: {error}"
-            self._end_unrun(self._intake.failed(claimed, JobFailedError(text, job_id=claimed.record.id)))
-        except Exception as error:
-            self._fault = error
-            self._wake.set()
-
-    def _slot_over(self, task: asyncio.Task[None]) -> None:
-        self._slots.discard(task)
-        self._wake.set()
-
-    async def _admission(self, claimed: Claimed, now: int) -> Admission:
-        outage = Outage(f"queue {self.queue}, schedule {claimed.record.schedule}")
-        return await outage.wait_out(lambda: self._ticker.admit(claimed, now))
-
-    async def _run_locked(self, handler: Handler, claimed: Claimed, locks: RunLocks) -> None:
-        over = asyncio.Event()
-
-        def ended(run: Run) -> None:
-            over.set()
-            self._ended(run)
-
-        run = self.held[claimed.record.id] = self._executor.start(handler, claimed, ended)
-        try:
-            if not over.is_set():
-                async with anyio.create_task_group() as group:
-                    group.start_soon(self._keep_locks, run, locks)
-                    await over.wait()
-                    group.cancel_scope.cancel()
-        finally:
-            await _bounded(locks.release())
-
-    async def _keep_locks(self, run: Run, locks: RunLocks) -> None:
-        lost = await locks.keep()
-        record = run.claimed.record
-        _log.warning("queue %s: job %s lost the lock %s; it is cancelled and handed back", self.queue, record.id, lost)
-        run.cancel(CancelReason.SHUTDOWN)
 
     # --- waiting ------------------------------------------------------------------------------------------------------
 
@@ -651,15 +597,15 @@ class Consumer:
     def _hand_back(self) -> None:
         """Return to the store what has not started."""
         while self._arrived:
-            self._end_unrun(Unrun(self._arrived.popleft(), Release()))
+            self.end_unrun(Unrun(self._arrived.popleft(), Release()))
         if self._suspect is not None:
             suspect, self._suspect = self._suspect, None
-            self._end_unrun(Unrun(suspect.claimed, Release()))
+            self.end_unrun(Unrun(suspect.claimed, Release()))
         for item in tuple(self.held.values()):
             if isinstance(item, Parked) and item.task is not None:
                 item.task.cancel()
                 item.lost = True
-                self._end_unrun(Unrun(item.claimed, Release()))
+                self.end_unrun(Unrun(item.claimed, Release()))
 
     def _cancel_runs(self) -> None:
         runs = [item for item in self.held.values() if isinstance(item, Run) and not item.ended]
@@ -672,9 +618,10 @@ class Consumer:
         self._gate.leave(self)
         if self._timer is not None:
             self._timer.cancel()
-        for task in (self._wait, *(call.task for call in self._calls), *self._slots):
+        for task in (self._wait, *(call.task for call in self._calls)):
             if task is not None and not task.done():
                 task.cancel()
+        self._scheduled.cancel()
         if self.held:
             _log.error(
                 "queue %s: %d jobs could not be settled or handed back; their leases lapse, and they run again",
@@ -718,9 +665,3 @@ class Consumer:
     def _tell_error(self, error: StoreError) -> None:
         if self._hooks.wants("error", self.queue):
             self._hooks.tell(WorkerEvent(name="error", queue=self.queue, error=error))
-
-
-async def _bounded(call: Coroutine[Any, Any, None]) -> None:
-    """Carry out a last call whatever cancels us, for a second at most."""
-    with anyio.move_on_after(1, shield=True):
-        await call
