@@ -94,7 +94,7 @@ docs-serve: $(VENV)/.installed-docs ## show the documentation, and changes to it
 # Peers have virtual environments of their own; ARGS go to the runner (--rounds 5, -n 50000).
 PEERS := cd benchmarks/peers && BENCH_HOME=$(abspath .cache/bench)
 
-bench: bench-embedded bench-redis ## measure what a job costs here, and beside other libraries
+bench: bench-embedded bench-redis bench-postgres ## measure what a job costs here, and beside other libraries
 
 bench-embedded: $(VENV)/.installed-test ## the part of "bench" that needs no server: memory and SQLite
 	$(BIN)/python benchmarks/micro.py
@@ -119,6 +119,9 @@ bench-postgres: $(VENV)/.installed-test ## the same on Postgres (needs its serve
 	$(PEERS) BENCH_PYTHON=$(abspath $(BIN))/python ./setup.sh ours pgqueuer oban procrastinate
 	$(PEERS) ../../$(BIN)/python run_peers.py workers_postgres pgqueuer_ oban_ procrastinate_ --measures drain,enqueue,delayed \
 		--rounds 5 $(ARGS) -o $(abspath .cache/bench)/postgres.json
+	$(PEERS) ./pg.sh start
+	$(BIN)/python benchmarks/steps.py postgresql://bench@127.0.0.1:$(or $(BENCH_PG_PORT),7432)/postgres; \
+		status=$$?; $(PEERS) ./pg.sh stop; exit $$status
 	$(BIN)/python benchmarks/peers/table.py .cache/bench/postgres.json
 
 clean: ## remove what was made, except for .venv
