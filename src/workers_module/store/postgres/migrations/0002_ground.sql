@@ -487,8 +487,8 @@ BEGIN
         FROM old;
     END IF;
     IF gone > 0 THEN
-        v_told := counted(p_q, CASE p_state WHEN 4 THEN ARRAY[0, 0, 0, -gone, 0, 0, 0] ELSE ARRAY[0, 0, 0, 0, -gone, 0, 0] END)
-            IS NOT NULL;
+        v_told := counted(p_q, CASE p_state WHEN 4 THEN ARRAY[0, 0, 0, -gone, 0, 0, 0]
+            ELSE ARRAY[0, 0, 0, 0, -gone, 0, 0] END) IS NOT NULL;
     END IF;
     IF v_hung IS NOT NULL THEN
         DELETE FROM log WHERE n = ANY (v_hung);

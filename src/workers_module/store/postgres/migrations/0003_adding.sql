@@ -376,7 +376,8 @@ BEGIN
             END IF;
             IF p_above[i] IS NULL AND s.parent_id IS NOT NULL THEN
                 SELECT * INTO c FROM job WHERE q = v_q AND id = s.id;
-                PERFORM adopted(j, p_queues[p_at[i]], c) FROM job j WHERE j.q = queue_found(s.parent_queue) AND j.id = s.parent_id;
+                PERFORM adopted(j, p_queues[p_at[i]], c) FROM job j
+                WHERE j.q = queue_found(s.parent_queue) AND j.id = s.parent_id;
             END IF;
             IF NOT v_parents[i] THEN
                 RETURN QUERY SELECT i::bigint, s.id, v_state, 0, NULL::text, i;

@@ -6,7 +6,8 @@
 -- the table was empty would read the whole queue.
 CREATE FUNCTION places_of(p_q int, p_ids text[]) RETURNS tid[] LANGUAGE plpgsql STABLE AS $$
 BEGIN
-    RETURN ARRAY(SELECT (SELECT ctid FROM job WHERE q = p_q AND id = u.id) FROM unnest(p_ids) WITH ORDINALITY u(id, o) ORDER BY u.o);
+    RETURN ARRAY(SELECT (SELECT ctid FROM job WHERE q = p_q AND id = u.id) FROM unnest(p_ids) WITH ORDINALITY u(id, o)
+        ORDER BY u.o);
 END $$;
 
 CREATE FUNCTION is_held(j job, p_token text, p_fence int, p_now bigint) RETURNS boolean LANGUAGE sql IMMUTABLE AS $$
@@ -173,11 +174,11 @@ BEGIN
 END $$;
 
 -- The best jobs of some sets of tags, locked (others skip them), in order; where they lie, which nobody can change now.
--- p_from is a place before which nothing is ready, as far as the caller knows, but for what was put in front: an index keeps
--- the entries of claimed jobs until a vacuum, and who began at its front each time would walk past more and more of them.
--- Once that does not give enough, all is looked at. last is where the next call may begin.
-CREATE FUNCTION best(p_q int, p_tags text[], p_take bigint, p_from bigint, OUT places tid[], OUT ids text[], OUT high int,
-    OUT last bigint) LANGUAGE plpgsql AS $$
+-- p_from is a place before which nothing is ready, as far as the caller knows, but for what was put in front: an index
+-- keeps the entries of claimed jobs until a vacuum, and who began at its front each time would walk past more and more
+-- of them. Once that does not give enough, all is looked at. last is where the next call may begin.
+CREATE FUNCTION best(p_q int, p_tags text[], p_take bigint, p_from bigint, OUT places tid[], OUT ids text[],
+    OUT high int, OUT last bigint) LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 DECLARE
     v_sets int[];
@@ -234,18 +235,19 @@ BEGIN
     PERFORM written(p_q, ARRAY[ROW('drained', NULL, NULL, NULL)::told]);
 END $$;
 
--- Settle outcomes, then claim. p_simple: all are Completed, of different jobs whose end concerns no other, and kept alike;
--- then of the arrays from p_kinds on there is only p_a, and one element of those that say what is kept.
+-- Settle outcomes, then claim. p_simple: all are Completed, of different jobs whose end concerns no other, and kept
+-- alike; then of the arrays from p_kinds on there is only p_a, and one element of those that say what is kept.
 -- p_ids, p_tokens, p_fences and p_places (where each row lay when it was claimed) are texts with a separator, which a
 -- driver writes faster than an array's elements.
--- Rows out: the claimed jobs, and one with place null that holds all else. ready_from and done_from are what the next call may
--- give as p_ready_from and p_done_from: places and instants before which there is nothing to claim and to delete.
--- Each expression costs some microseconds the first time in a transaction, and each statement thirty: that is why what is
--- not needed is not asked for, and why functions are called in assignments.
+-- Rows out: the claimed jobs, and one with place null that holds all else. ready_from and done_from are what the next
+-- call may give as p_ready_from and p_done_from: places and instants before which there is nothing to claim and to delete.
+-- Each expression costs half a microsecond the first time in a transaction, and each statement some thirty: that is why
+-- what is not needed is not asked for, and why functions are called in assignments.
 CREATE FUNCTION step_1(
     p_queue text, p_worker bytea, p_token text, p_take int, p_lease bigint, p_tags text[], p_rate bigint,
     p_window bigint, p_metrics int, p_resume boolean, p_ready_from bigint, p_done_from bigint, p_ids text,
-    p_tokens text, p_fences text, p_places text, p_kinds smallint[], p_a bytea[], p_traces bytea[], p_delays bigint[], p_children text[],
+    p_tokens text, p_fences text, p_places text, p_kinds smallint[], p_a bytea[],
+    p_traces bytea[], p_delays bigint[], p_children text[],
     p_keep_counts bigint[], p_keep_ages bigint[], p_keep_limits bigint[], p_simple boolean, p_instant bigint
 ) RETURNS TABLE (
     place tid, seq bigint, id text, name bytea, data bytea, opts bytea, priority int, tags text[], attempts int,
@@ -451,7 +453,8 @@ BEGIN
                     END IF;
                 END IF;
             END LOOP;
-            v_high := (SELECT count(*) FROM unnest(v_best) u(place) JOIN job j ON j.ctid = u.place WHERE j.priority > 0);
+            v_high := (SELECT count(*) FROM unnest(v_best) u(place) JOIN job j ON j.ctid = u.place
+                WHERE j.priority > 0);
             UPDATE queue SET rate_used = w.rate_used, rate_until = w.rate_until WHERE queue.q = w.q;
         END IF;
         v_taken := coalesce(cardinality(v_best), 0);
@@ -636,7 +639,8 @@ BEGIN
     PERFORM counted(v_q, d);
     PERFORM written(v_q, v_events);
     UPDATE job SET lapsed = v_now WHERE ctid = ANY (ARRAY(
-        SELECT ctid FROM job WHERE q = v_q AND state = 3 AND lease <= v_now AND lapsed IS NULL ORDER BY n FOR UPDATE SKIP LOCKED));
+        SELECT ctid FROM job WHERE q = v_q AND state = 3 AND lease <= v_now AND lapsed IS NULL ORDER BY n
+        FOR UPDATE SKIP LOCKED));
 
     LOOP
         v_some := promoted(v_q, 200, v_now);

@@ -173,7 +173,8 @@ BEGIN
                 EXIT WHEN coalesce(cardinality(v_some), 0) = 0;
                 v_skip := v_skip + cardinality(v_some);
                 v_ids := (v_ids || ARRAY(SELECT job.id FROM unnest(v_some) WITH ORDINALITY u(id, o)
-                    JOIN job ON job.q = v_q AND job.id = u.id WHERE movable(job, p_action, p_hard, p_children) ORDER BY u.o))[1 : p_limit];
+                    JOIN job ON job.q = v_q AND job.id = u.id
+                    WHERE movable(job, p_action, p_hard, p_children) ORDER BY u.o))[1 : p_limit];
                 EXIT WHEN cardinality(v_some) < p_limit;
             END LOOP;
         END LOOP;
